@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A request as routing sees it, and the one plain value that answers it.
+//!
+//! `proxy` builds a [`Request`] without copying, takes the [`Decision`] and carries it out;
+//! `egress explain` prints the same value. A decision is cheap: everything shared is behind `Arc`s
+//! of the table it was made from.
+
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+
+use super::{
+    service::{Protocol, Service},
+    virtual_service::{HeaderOperations, RetryPolicy},
+};
+use crate::workload::Workload;
+
+/// What is known about a request (HTTP) or connection (TLS, TCP).
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The caller; `None`: unknown.
+    pub source: Option<&'a Workload>,
+    /// Original destination port (mesh) or server port (gateway), host byte order.
+    pub port: u16,
+    /// Original destination address; `None` on a gateway.
+    pub destination_ip: Option<IpAddr>,
+    /// What was seen on the connection.
+    pub traffic: Traffic<'a>,
+}
+
+/// The protocol-specific half of a [`Request`].
+#[derive(Debug, Clone, Copy)]
+pub enum Traffic<'a> {
+    /// An HTTP request.
+    Http {
+        /// Method.
+        method: &'a http::Method,
+        /// `http` or `https`.
+        scheme: &'a str,
+        /// Host or :authority as sent; may carry a port, a trailing dot, upper case.
+        host: &'a str,
+        /// Path with query, as sent.
+        path: &'a str,
+        /// Headers.
+        headers: &'a http::HeaderMap,
+    },
+    /// A TLS connection that is not terminated.
+    Tls {
+        /// Server name, `None` when the hello carries none.
+        sni: Option<&'a str>,
+    },
+    /// Anything else.
+    Tcp,
+}
+
+/// The answer.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// What to do.
+    pub action: Action,
+    /// Istio's route name for the access log (`allow_any`, `default`, the rule's name, ...).
+    pub route_name: Arc<str>,
+    /// The VirtualService that decided, as `ns/name`.
+    pub virtual_service: Option<Arc<str>>,
+}
+
+/// What a decision demands.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Send it to a destination.
+    Forward(Forward),
+    /// To the original destination, untouched (`PassthroughCluster`).
+    Passthrough,
+    /// Refuse by policy (`BlackHoleCluster`): HTTP 502, TCP closed.
+    Blackhole,
+    /// Answer here.
+    DirectResponse {
+        /// Status code.
+        status: u16,
+        /// Body.
+        body: bytes::Bytes,
+        /// Response header edits.
+        headers: Arc<HeaderOperations>,
+    },
+    /// Answer with a Location.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        status: u16,
+        /// Complete Location value.
+        location: String,
+        /// Response header edits.
+        headers: Arc<HeaderOperations>,
+    },
+    /// Nothing fits: 404 `NR`.
+    NoRoute,
+    /// Close the connection (TLS and TCP without a route on a gateway).
+    Close,
+    /// The destination does not exist: 503 `NC`.
+    ClusterNotFound {
+        /// `outbound|PORT|SUBSET|HOST` that was asked for.
+        cluster: Arc<str>,
+    },
+}
+
+/// Forward to a destination.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// The rule-wide part, shared by all requests of the rule.
+    pub route: Arc<Route>,
+    /// Index into `route.destinations` of the destination that was drawn.
+    pub chosen: usize,
+    /// Authority the upstream will see; `None`: as sent.
+    pub authority: Option<Arc<str>>,
+    /// Path with query the upstream will see; `None`: as sent.
+    pub path: Option<String>,
+}
+
+impl Forward {
+    /// The destination that was drawn.
+    pub fn destination(&self) -> &Arc<Destination> {
+        &self.route.destinations[self.chosen].destination
+    }
+}
+
+/// A compiled rule, or the default route of a service.
+#[derive(Debug)]
+pub struct Route {
+    /// At least one.
+    pub destinations: Vec<WeightedDestination>,
+    /// Sum of the weights; greater than 0.
+    pub total_weight: u32,
+    /// Total time including retries.
+    pub timeout: Option<Duration>,
+    /// `None`: no retries.
+    pub retries: Option<RetryPolicy>,
+    /// Rule-level header edits; applied before the destination's.
+    pub headers: HeaderOperations,
+}
+
+/// One destination with its share.
+#[derive(Debug)]
+pub struct WeightedDestination {
+    /// Share = weight / [`Route::total_weight`].
+    pub weight: u32,
+    /// The destination.
+    pub destination: Arc<Destination>,
+    /// Destination-level header edits.
+    pub headers: HeaderOperations,
+}
+
+/// A destination after all levels of policy: what Envoy calls a cluster. Shared by every rule of
+/// a snapshot that names it.
+#[derive(Debug)]
+pub struct Destination {
+    /// Host as in the registry (a wildcard service keeps its `*.x` form).
+    pub host: String,
+    /// Service port number, host byte order.
+    pub port: u16,
+    /// Subset, empty when none.
+    pub subset: String,
+    /// `outbound|PORT|SUBSET|HOST`, for logs and metrics.
+    pub cluster: Arc<str>,
+    /// The service it stands for.
+    pub service: Arc<Service>,
+    /// Protocol of the service port.
+    pub protocol: Protocol,
+    /// How endpoints are found.
+    pub endpoints: Endpoints,
+    /// Time for one TCP connect (Istio default 10 s).
+    pub connect_timeout: Duration,
+}
+
+/// Where a destination's connections go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoints {
+    /// The original destination's address (resolution NONE); the port is replaced when the entry
+    /// gives a target port.
+    OriginalDestination {
+        /// Replacement port.
+        port: Option<u16>,
+    },
+    /// A fixed list, possibly of names to resolve (STATIC, or DNS with endpoints, or DNS host).
+    List(Vec<EndpointTarget>),
+    /// Resolve the name from Host or SNI per request (DYNAMIC_DNS).
+    FromRequest {
+        /// Port to dial.
+        port: u16,
+    },
+}
+
+/// One member of [`Endpoints::List`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointTarget {
+    /// IP, name or Unix path.
+    pub address: super::service::EndpointAddress,
+    /// Port to dial, host byte order.
+    pub port: u16,
+    /// Relative weight, at least 1.
+    pub weight: u32,
+}
+
+/// The steps that led to a decision, for `explain` and for the body of a 404. Costs nothing when
+/// off.
+#[derive(Debug, Default)]
+pub struct Why {
+    steps: Option<Vec<Step>>,
+}
+
+/// One step, and the object it speaks of.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// One sentence.
+    pub text: Cow<'static, str>,
+    /// The object with its file and line, when one is meant.
+    pub origin: Option<Arc<super::service::Origin>>,
+}
+
+impl Why {
+    /// Records nothing.
+    pub fn off() -> Self {
+        Self { steps: None }
+    }
+
+    /// Records every step.
+    pub fn on() -> Self {
+        Self {
+            steps: Some(Vec::new()),
+        }
+    }
+
+    /// Adds a step; `make` runs only when recording.
+    pub fn step(&mut self, make: impl FnOnce() -> Step) {
+        if let Some(steps) = &mut self.steps {
+            steps.push(make());
+        }
+    }
+
+    /// The steps recorded so far, in order.
+    pub fn steps(&self) -> &[Step] {
+        self.steps.as_deref().unwrap_or_default()
+    }
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The routing decision: pure functions over an immutable table. No I/O, no async, no clock, no
+//! randomness of its own.
+//!
+//! The model ([`service`], [`gateway`], [`virtual_service`]) holds valid values only; it is built
+//! by `config::validate`. [`table`] compiles it for one proxy and answers every question with one
+//! plain [`decision::Decision`], which the proxy carries out and `egress explain` prints.
+
+pub mod decision;
+pub mod gateway;
+pub mod host;
+pub mod matching;
+pub mod service;
+pub mod table;
+pub mod virtual_service;

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+//! VirtualService as valid values: hosts, gateways, rules, destinations.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    gateway::GatewayName,
+    host::HostPattern,
+    matching::StringMatch,
+    service::{ExportTo, Origin},
+};
+
+/// A VirtualService.
+#[derive(Debug, Clone)]
+pub struct VirtualService {
+    /// Where it came from.
+    pub origin: Arc<Origin>,
+    /// Hosts, short names already qualified.
+    pub hosts: Vec<HostPattern>,
+    /// Bound gateways; `[Mesh]` when the field was left out.
+    pub gateways: Vec<GatewayName>,
+    /// Visibility.
+    pub export_to: ExportTo,
+    /// In order; first match wins.
+    pub http: Vec<HttpRule>,
+    /// In order; first match wins.
+    pub tls: Vec<TcpRule>,
+    /// In order; first match wins.
+    pub tcp: Vec<TcpRule>,
+}
+
+/// HTTPRoute.
+#[derive(Debug, Clone)]
+pub struct HttpRule {
+    /// `name`; may be empty.
+    pub name: String,
+    /// OR of blocks; empty matches everything.
+    pub matches: Vec<HttpMatch>,
+    /// What to do.
+    pub action: HttpAction,
+    /// `rewrite`.
+    pub rewrite: Option<Rewrite>,
+    /// Total time including retries; `None`: no limit.
+    pub timeout: Option<Duration>,
+    /// `None`: the mesh default applies.
+    pub retries: Option<RetryPolicy>,
+    /// `headers` of the rule.
+    pub headers: HeaderOperations,
+}
+
+/// HTTPMatchRequest. Conditions are AND-ed; an absent condition matches.
+#[derive(Debug, Clone, Default)]
+pub struct HttpMatch {
+    /// `name`.
+    pub name: String,
+    /// Path without query.
+    pub uri: Option<StringMatch>,
+    /// Applies to exact and prefix of `uri`.
+    pub ignore_uri_case: bool,
+    /// `http` or `https`.
+    pub scheme: Option<StringMatch>,
+    /// Request method.
+    pub method: Option<StringMatch>,
+    /// Whole Host/:authority value, port included.
+    pub authority: Option<StringMatch>,
+    /// Names lower-cased.
+    pub headers: Vec<(http::HeaderName, StringMatch)>,
+    /// Names lower-cased; `Present` means the header must be absent.
+    pub without_headers: Vec<(http::HeaderName, StringMatch)>,
+    /// Case-sensitive names.
+    pub query_params: Vec<(String, StringMatch)>,
+    /// Original destination port (mesh) or server port (gateway).
+    pub port: Option<u16>,
+    /// Subset of the client's labels.
+    pub source_labels: BTreeMap<String, String>,
+    /// Client namespace; empty: any.
+    pub source_namespace: String,
+    /// Any of; empty: every bound gateway.
+    pub gateways: Vec<GatewayName>,
+}
+
+/// What an HTTP rule does.
+#[derive(Debug, Clone)]
+pub enum HttpAction {
+    /// Forward to one or several destinations. At least one; weights sum to more than 0.
+    Route(Vec<RouteDestination>),
+    /// Answer with a redirect.
+    Redirect(Redirect),
+    /// Answer with a fixed response.
+    DirectResponse {
+        /// 200..=600.
+        status: u16,
+        /// Body bytes.
+        body: Vec<u8>,
+    },
+}
+
+/// HTTPRouteDestination / RouteDestination.
+#[derive(Debug, Clone)]
+pub struct RouteDestination {
+    /// Host, qualified and lower-cased.
+    pub host: String,
+    /// `None`: the service's only port, else the listener port.
+    pub port: Option<u16>,
+    /// DestinationRule subset.
+    pub subset: Option<String>,
+    /// Share = weight / sum; with a single destination it is ignored.
+    pub weight: u32,
+    /// `headers` of the destination; applied after the rule's.
+    pub headers: HeaderOperations,
+}
+
+/// HTTPRewrite.
+#[derive(Debug, Clone)]
+pub struct Rewrite {
+    /// Replaces the matched prefix (or the whole path for exact and regex matches).
+    pub uri: Option<String>,
+    /// RE2 pattern and replacement in the `regex` crate's `$1` form.
+    pub uri_regex: Option<(regex::Regex, String)>,
+    /// Host sent to the upstream.
+    pub authority: Option<String>,
+}
+
+/// HTTPRedirect.
+#[derive(Debug, Clone)]
+pub struct Redirect {
+    /// Replaces the whole path.
+    pub uri: Option<String>,
+    /// Replaces the matched prefix.
+    pub prefix_rewrite: Option<String>,
+    /// Replaces the authority.
+    pub authority: Option<String>,
+    /// Replaces the scheme.
+    pub scheme: Option<String>,
+    /// Replaces the port.
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// HTTPRetry, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// Retries after the first try; 0 disables.
+    pub attempts: u32,
+    /// `None`: the route's timeout.
+    pub per_try_timeout: Option<Duration>,
+    /// Envoy conditions, in the order written.
+    pub retry_on: Vec<String>,
+    /// Status codes named in `retryOn`.
+    pub retriable_status_codes: Vec<u16>,
+}
+
+/// Headers.HeaderOperations for both directions, in order set, add, remove.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderOperations {
+    /// To the upstream.
+    pub request: HeaderEdit,
+    /// To the client.
+    pub response: HeaderEdit,
+}
+
+/// One direction of [`HeaderOperations`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderEdit {
+    /// Overwrite.
+    pub set: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Append.
+    pub add: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Remove.
+    pub remove: Vec<http::HeaderName>,
+}
+
+/// TLSRoute or TCPRoute.
+#[derive(Debug, Clone)]
+pub struct TcpRule {
+    /// OR of blocks; empty matches everything (tcp only).
+    pub matches: Vec<TcpMatch>,
+    /// At least one; weights as for HTTP.
+    pub route: Vec<RouteDestination>,
+}
+
+/// TLSMatchAttributes / L4MatchAttributes. Conditions are AND-ed.
+#[derive(Debug, Clone, Default)]
+pub struct TcpMatch {
+    /// Non-empty for tls rules.
+    pub sni_hosts: Vec<HostPattern>,
+    /// Any of; empty: any.
+    pub destination_subnets: Vec<IpNet>,
+    /// As for HTTP.
+    pub port: Option<u16>,
+    /// As for HTTP.
+    pub source_labels: BTreeMap<String, String>,
+    /// As for HTTP.
+    pub source_namespace: String,
+    /// As for HTTP.
+    pub gateways: Vec<GatewayName>,
+}

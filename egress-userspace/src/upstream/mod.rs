@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names to addresses, addresses to sockets, sockets to reusable HTTP connections.
+
+pub mod resolve;
