@@ -1,2 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Signals, the stop token, the task tracker and the drain deadline.
+//! Signals and the tokens they cancel. SIGTERM and SIGINT ask for a drain, a second one ends the
+//! drain at once (clean-up still runs), SIGHUP rereads. What a drain means is the business of who
+//! holds the tokens.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+use tokio_util::sync::CancellationToken;
+
+/// What the operator asked of the process.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// Stop accepting and finish what is open.
+    pub drain: CancellationToken,
+    /// Stop waiting for what is open.
+    pub now: CancellationToken,
+    /// Reread configuration and reopen logs.
+    pub reload: Arc<Notify>,
+}
+
+impl Shutdown {
+    /// Installs the signal handlers on the current runtime.
+    ///
+    /// # Errors
+    /// When the operating system refuses a handler.
+    pub fn on_signals() -> io::Result<Self> {
+        let shutdown = Self::default();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let asked = shutdown.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => asked.stop("SIGTERM"),
+                    _ = interrupt.recv() => asked.stop("SIGINT"),
+                    _ = hangup.recv() => {
+                        tracing::info!(signal = "SIGHUP", "rereading the configuration");
+                        asked.reload.notify_one();
+                    }
+                }
+            }
+        });
+        Ok(shutdown)
+    }
+
+    fn stop(&self, signal: &str) {
+        if self.drain.is_cancelled() {
+            tracing::warn!(signal, "asked again: not waiting for open connections");
+            self.now.cancel();
+        } else {
+            tracing::info!(signal, "draining");
+            self.drain.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_request_drains_and_the_second_ends_the_drain() {
+        let shutdown = Shutdown::default();
+        shutdown.stop("SIGTERM");
+        assert!(shutdown.drain.is_cancelled());
+        assert!(!shutdown.now.is_cancelled());
+        shutdown.stop("SIGINT");
+        assert!(shutdown.now.is_cancelled());
+    }
+}
