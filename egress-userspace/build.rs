@@ -41,7 +41,10 @@ fn main() -> Result<()> {
             fs::write(&embedded, []).context("writing the empty object")?;
         }
     }
-    println!("cargo:rustc-env=EGRESS_KERNEL_OBJECT={}", embedded.display());
+    println!(
+        "cargo:rustc-env=EGRESS_KERNEL_OBJECT={}",
+        embedded.display()
+    );
     Ok(())
 }
 

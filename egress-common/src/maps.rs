@@ -49,7 +49,8 @@ pub const ORIGINAL_DST_CAPACITY: usize = 65_536;
 
 /// How the agent learns who it is from the kernel, without reading paths that lie inside cgroup
 /// namespaces: it writes the cookie of a socket of its own, connects that socket, and the
-/// `egress_identity` program fills in the rest. Socket cookies are unique and given by the
+/// `egress_identity` program fills in the rest. (Its network
+/// namespace's cookie it has from `SO_NETNS_COOKIE`, which needs no program.) Socket cookies are unique and given by the
 /// kernel, so no other process can answer in its place.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,10 +59,8 @@ pub struct AgentIdentity {
     pub socket_cookie: u64,
     /// cgroup id of the task that connected it; 0: not answered.
     pub cgroup_id: u64,
-    /// Cookie of the socket's network namespace.
-    pub netns_cookie: u64,
 }
 
-// SAFETY: repr(C) of three u64: every bit pattern is valid and there is no padding.
+// SAFETY: repr(C) of two u64: every bit pattern is valid and there is no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for AgentIdentity {}

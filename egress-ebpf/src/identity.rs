@@ -19,9 +19,7 @@ pub fn answer(ctx: &SockAddrContext) -> i32 {
             if (*identity).socket_cookie != 0
                 && (*identity).socket_cookie == context::socket_cookie(ctx)
             {
-                let caller = context::caller(ctx);
-                (*identity).cgroup_id = caller.cgroup_id;
-                (*identity).netns_cookie = caller.netns_cookie;
+                (*identity).cgroup_id = context::caller(ctx).cgroup_id;
             }
         }
     }

@@ -194,8 +194,8 @@ fn bpf_linker(llvm: u32) -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| home.map(|home| home.join(".cargo")));
-    let mut directories: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default())
-        .collect();
+    let mut directories: Vec<PathBuf> =
+        env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
     directories.extend(cargo_home.map(|home| home.join("bin")));
     directories
         .into_iter()
