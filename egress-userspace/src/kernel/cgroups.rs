@@ -239,7 +239,7 @@ impl WorkloadFinder {
 }
 
 /// Mount points of type cgroup2 in the form of /proc/self/mounts (spaces are `\040`).
-fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
+pub(super) fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
     mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let mount_point = fields.nth(1)?;

@@ -228,26 +228,27 @@ fn expected_shape(name: &str) -> Option<(Option<MapType>, u32, u32, u32)> {
     Some((Some(kind), key as u32, value as u32, capacity as u32))
 }
 
-/// Keeps the end of the verifier's log, which names the reason, and logs all of it.
 fn explain(program: &'static str, source: ProgramError) -> KernelError {
     match source {
         ProgramError::LoadError {
             io_error,
             verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            if io_error.kind() == io::ErrorKind::PermissionDenied && log.trim().is_empty() {
-                return KernelError::NotPrivileged;
-            }
-            tracing::debug!(program, %log, "verifier log");
-            let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty()).collect();
-            KernelError::Verifier {
-                program,
-                log_end: lines[lines.len().saturating_sub(LOG_END_LINES)..].join("; "),
-                source: io_error,
-            }
-        }
+        } => verifier_error(program, &verifier_log.to_string(), io_error),
         source => KernelError::Program { program, source },
+    }
+}
+
+/// Keeps the end of the verifier's log, which names the reason, and logs all of it.
+fn verifier_error(program: &'static str, log: &str, source: io::Error) -> KernelError {
+    if source.kind() == io::ErrorKind::PermissionDenied && log.trim().is_empty() {
+        return KernelError::NotPrivileged;
+    }
+    tracing::debug!(program, %log, "verifier log");
+    let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty()).collect();
+    KernelError::Verifier {
+        program,
+        log_end: lines[lines.len().saturating_sub(LOG_END_LINES)..].join("; "),
+        source,
     }
 }
 
@@ -302,11 +303,9 @@ mod tests {
 
     #[test]
     fn verifier_error_carries_the_end_of_the_log() {
-        let error = ProgramError::LoadError {
-            io_error: io::Error::from_raw_os_error(libc::EACCES),
-            verifier_log: aya::VerifierLog::new("one\ntwo\n3\n4\n5\n6\nreason\n".into()),
-        };
-        let text = explain("egress_connect4", error).to_string();
+        let refused = io::Error::from_raw_os_error(libc::EACCES);
+        let log = "one\ntwo\n3\n4\n5\n6\nreason\n";
+        let text = verifier_error("egress_connect4", log, refused).to_string();
         assert!(text.contains("egress_connect4") && text.ends_with("two; 3; 4; 5; 6; reason"));
     }
 }
