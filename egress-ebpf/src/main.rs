@@ -1,9 +1,67 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The kernel programs: entry points only.
+//! The kernel programs: entry points only, each handing over to one function.
+//!
+//! connect4/connect6 decide and redirect, sock_ops publishes the original destination before the
+//! SYN leaves, getpeername shows it to the application. Anything that needs no kernel helper is
+//! decided in egress-common.
 #![no_std]
 #![no_main]
 
+mod connect;
+mod context;
+mod counters;
+mod identity;
+mod maps;
+mod original_dst;
+mod peer_name;
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, sock_ops},
+    programs::{SockAddrContext, SockOpsContext},
+};
+
+/// IPv4 sockets: redirect TCP to the proxy when the destination is registered.
+#[cgroup_sock_addr(connect4)]
+pub fn egress_connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect4(&ctx)
+}
+
+/// IPv6 sockets, v4-mapped destinations included.
+#[cgroup_sock_addr(connect6)]
+pub fn egress_connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&ctx)
+}
+
+/// Publishes the original destination under the connection's tuple.
+#[sock_ops]
+pub fn egress_sockops(ctx: SockOpsContext) -> u32 {
+    original_dst::sockops(&ctx)
+}
+
+/// Shows the application the IPv4 address that it asked for.
+#[cgroup_sock_addr(getpeername4)]
+pub fn egress_getpeername4(ctx: SockAddrContext) -> i32 {
+    peer_name::getpeername4(&ctx)
+}
+
+/// Shows the application the IPv6 address that it asked for.
+#[cgroup_sock_addr(getpeername6)]
+pub fn egress_getpeername6(ctx: SockAddrContext) -> i32 {
+    peer_name::getpeername6(&ctx)
+}
+
+/// Attached for a moment at start: tells the agent its own cgroup and network namespace.
+#[cgroup_sock_addr(connect4)]
+pub fn egress_identity(ctx: SockAddrContext) -> i32 {
+    identity::answer(&ctx)
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: no panicking path survives optimisation; the verifier would refuse one.
+    unsafe { core::hint::unreachable_unchecked() }
 }
