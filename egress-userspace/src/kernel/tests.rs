@@ -151,6 +151,31 @@ fn count(capture: &Capture, program: &str, outcome: &str) -> u64 {
     reading.expect("the outcome exists").count
 }
 
+/// bpftool is a user interface: entries show as named fields, octet by octet.
+fn assert_dump_names_fields(pin: &Path) {
+    let output = Command::new("bpftool")
+        .args(["-j", "map", "dump", "pinned"])
+        .arg(pin)
+        .output()
+        .expect("bpftool is installed by `cargo xtask setup`");
+    let entries: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let entry = &entries[0]["formatted"];
+    assert_eq!(
+        entry["key"],
+        serde_json::json!({
+            "address": {"octets": [203, 0, 113, 5]},
+            "port": {"be": [0, 80]},
+            "protocol": 6,
+            "padding": 0,
+        }),
+        "{entries}"
+    );
+    assert_eq!(
+        entry["value"],
+        serde_json::json!({"action": 2, "address_bits": 32})
+    );
+}
+
 /// Not a test by itself: the process that [`Lab::connect`] starts.
 #[test]
 fn captured_process() {
@@ -190,6 +215,7 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
         "[2001:db8::5]:80",
         "[2001:db8:1::9]:443",
     ];
+    assert_dump_names_fields(&lab.bpffs.join("v1/DESTINATIONS4"));
     let seen = lab.connect(&destinations);
     let expected: Vec<String> = destinations
         .iter()
