@@ -441,6 +441,22 @@ fn stop_leaves_no_pins_and_no_capture() {
 }
 
 #[test]
+fn pin_directory_outside_of_a_bpf_file_system_gets_one() {
+    let Some(lab) = Lab::new("mount") else {
+        return;
+    };
+    let bpffs = env::temp_dir().join(format!("egress-test-kernel-{}", std::process::id()));
+    let settings = CaptureSettings {
+        bpffs: bpffs.clone(),
+        ..lab.settings()
+    };
+    let capture = Capture::start(&settings).unwrap();
+    assert!(bpffs.join("v1/SETTINGS").exists());
+    capture.stop().unwrap();
+    assert!(!bpffs.exists());
+}
+
+#[test]
 fn workload_is_named_by_its_cgroup() {
     let Some(lab) = Lab::new("workloads") else {
         return;
