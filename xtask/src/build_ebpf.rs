@@ -96,12 +96,8 @@ impl Toolchain {
         for name in FOREIGN_ENVIRONMENT {
             command.env_remove(name);
         }
-        let arch = match env::consts::ARCH {
-            "x86_64" => "x86_64",
-            other => other,
-        };
         let flags = [
-            format!("--cfg=bpf_target_arch=\"{arch}\""),
+            format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
             "-Cdebuginfo=2".to_owned(),
             format!("-Clinker={}", self.bpf_linker.display()),
             "-Clink-arg=--btf".to_owned(),

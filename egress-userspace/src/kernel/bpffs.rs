@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -31,7 +31,8 @@ const USUAL_MOUNT: &str = "/sys/fs/bpf";
 pub struct PinDirectory {
     path: PathBuf,
     mounted_here: bool,
-    lock: Flock<File>,
+    lock_path: PathBuf,
+    _lock: Flock<File>,
 }
 
 impl PinDirectory {
@@ -41,12 +42,14 @@ impl PinDirectory {
     /// # Errors
     /// [`KernelError::Held`] when another agent owns it; [`KernelError::File`] otherwise.
     pub fn own(bpffs: &Path) -> Result<Self, KernelError> {
-        let lock = lock(bpffs)?;
+        let lock_path = lock_path(bpffs)?;
+        let lock = lock(bpffs, &lock_path)?;
         let mounted_here = ensure_mounted(bpffs)?;
         let directory = Self {
             path: bpffs.to_owned(),
             mounted_here,
-            lock,
+            lock_path,
+            _lock: lock,
         };
         for path in [directory.version(), directory.links()] {
             fs::create_dir_all(&path).map_err(|source| KernelError::File {
@@ -91,7 +94,8 @@ impl PinDirectory {
             // Not ours alone: it stays when something else lives in it.
             let _ = fs::remove_dir(&self.path);
         }
-        let _ = self.lock.set_len(0);
+        // While the lock is held: a newcomer that has the file open sees that it is gone.
+        let _ = fs::remove_file(&self.lock_path);
         Ok(())
     }
 }
@@ -120,29 +124,45 @@ fn is_version_directory(path: &Path) -> bool {
         .is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn lock(bpffs: &Path) -> Result<Flock<File>, KernelError> {
-    let failed = |action, path: &Path, source| KernelError::File {
+fn lock_path(bpffs: &Path) -> Result<PathBuf, KernelError> {
+    let directory = Path::new(RUN_DIRECTORY);
+    fs::create_dir_all(directory).map_err(|source| KernelError::File {
+        action: "create",
+        path: directory.to_owned(),
+        source,
+    })?;
+    Ok(directory.join(format!("{:016x}.lock", path_hash(bpffs))))
+}
+
+fn lock(bpffs: &Path, path: &Path) -> Result<Flock<File>, KernelError> {
+    let failed = |action, source| KernelError::File {
         action,
         path: path.to_owned(),
         source,
     };
-    let directory = Path::new(RUN_DIRECTORY);
-    fs::create_dir_all(directory).map_err(|source| failed("create", directory, source))?;
-    let path = directory.join(format!("{:016x}.lock", path_hash(bpffs)));
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .map_err(|source| failed("open", &path, source))?;
+        .open(path)
+        .map_err(|source| failed("open", source))?;
+    let opened = file
+        .metadata()
+        .map_err(|source| failed("examine", source))?
+        .ino();
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // The last owner stopped between our open and our lock, and removed the file.
+        Ok(lock) if !fs::metadata(path).is_ok_and(|current| current.ino() == opened) => {
+            drop(lock);
+            self::lock(bpffs, path)
+        }
         Ok(mut lock) => {
             let text = format!("{}\n{}\n", std::process::id(), bpffs.display());
             lock.set_len(0)
                 .and_then(|()| lock.rewind())
                 .and_then(|()| lock.write_all(text.as_bytes()))
-                .map_err(|source| failed("write", &path, source))?;
+                .map_err(|source| failed("write", source))?;
             Ok(lock)
         }
         Err((mut file, Errno::EWOULDBLOCK)) => {
@@ -153,7 +173,7 @@ fn lock(bpffs: &Path) -> Result<Flock<File>, KernelError> {
                 pid: text.lines().next().unwrap_or("unknown").to_owned(),
             })
         }
-        Err((_, errno)) => Err(failed("lock", &path, errno.into())),
+        Err((_, errno)) => Err(failed("lock", errno.into())),
     }
 }
 

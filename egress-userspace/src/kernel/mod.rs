@@ -2,7 +2,7 @@
 //! The kernel half as user space holds it: programs, maps, links, original destinations.
 //! Reads snapshots; never decides by name.
 //!
-//! In the order of a start: [`bpffs`] makes the place for the pins and owns it, [`loader`] loads
+//! In the order of a start: `bpffs` makes the place for the pins and owns it, `loader` loads
 //! the programs over the maps, `attach` links them to cgroups, [`redirect`] says which
 //! destinations are ours and `destinations` brings the maps to that state. From then on
 //! [`original_dst`] answers for every accepted socket, with [`cgroups`] naming the workload.

@@ -8,7 +8,7 @@ use std::{
     env, fs,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::process::CommandExt,
+    os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -69,18 +69,28 @@ impl Lab {
     /// Runs a process in the cgroup that connects to each address, keeping the sockets open, and
     /// returns what it saw: `peer ADDRESS` or `error KIND` for each.
     fn connect(&self, addresses: &[&str]) -> Vec<String> {
+        self.connect_from(&fs::File::open("/proc/self/ns/net").unwrap(), addresses)
+    }
+
+    /// As [`Lab::connect`], in a network namespace.
+    fn connect_from(&self, netns: &fs::File, addresses: &[&str]) -> Vec<String> {
+        let netns = netns.as_raw_fd();
         let procs = self.cgroup.join("cgroup.procs");
         let mut command = Command::new(env::current_exe().unwrap());
         command
             .args(["--exact", "kernel::tests::captured_process", "--nocapture"])
             .env(CONNECT_TO, addresses.join(" "))
             .stdin(Stdio::null());
-        // SAFETY: between fork and exec the closure only opens and writes a file; the path was
-        // allocated before.
+        // SAFETY: between fork and exec the closure only opens and writes a file and enters a
+        // namespace; the path was allocated before.
         unsafe {
             command.pre_exec(move || {
                 let mut procs = fs::OpenOptions::new().write(true).open(&procs)?;
-                procs.write_all(b"0")
+                procs.write_all(b"0")?;
+                match libc::setns(netns, libc::CLONE_NEWNET) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
             });
         }
         let output = command.output().unwrap();
@@ -151,6 +161,31 @@ fn count(capture: &Capture, program: &str, outcome: &str) -> u64 {
     reading.expect("the outcome exists").count
 }
 
+/// bpftool is a user interface: entries show as named fields, octet by octet.
+fn assert_dump_names_fields(pin: &Path) {
+    let output = Command::new("bpftool")
+        .args(["-j", "map", "dump", "pinned"])
+        .arg(pin)
+        .output()
+        .expect("bpftool is installed by `cargo xtask setup`");
+    let entries: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let entry = &entries[0]["formatted"];
+    assert_eq!(
+        entry["key"],
+        serde_json::json!({
+            "address": {"octets": [203, 0, 113, 5]},
+            "port": {"be": [0, 80]},
+            "protocol": 6,
+            "padding": 0,
+        }),
+        "{entries}"
+    );
+    assert_eq!(
+        entry["value"],
+        serde_json::json!({"action": 2, "address_bits": 32})
+    );
+}
+
 /// Not a test by itself: the process that [`Lab::connect`] starts.
 #[test]
 fn captured_process() {
@@ -190,6 +225,7 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
         "[2001:db8::5]:80",
         "[2001:db8:1::9]:443",
     ];
+    assert_dump_names_fields(&lab.bpffs.join("v1/DESTINATIONS4"));
     let seen = lab.connect(&destinations);
     let expected: Vec<String> = destinations
         .iter()
@@ -412,6 +448,105 @@ fn stop_leaves_no_pins_and_no_capture() {
     assert!(!lab.bpffs.exists());
     lab.connect(&[&address.to_string()]);
     assert!(lab.proxy.accept_all().is_empty());
+}
+
+#[test]
+fn pin_directory_outside_of_a_bpf_file_system_gets_one() {
+    let Some(lab) = Lab::new("mount") else {
+        return;
+    };
+    let bpffs = env::temp_dir().join(format!("egress-test-kernel-{}", std::process::id()));
+    let settings = CaptureSettings {
+        bpffs: bpffs.clone(),
+        ..lab.settings()
+    };
+    let capture = Capture::start(&settings).unwrap();
+    assert!(bpffs.join("v1/SETTINGS").exists());
+    capture.stop().unwrap();
+    assert!(!bpffs.exists());
+}
+
+/// A network namespace joined to ours by a veth pair, gone when dropped.
+struct Pod {
+    name: String,
+}
+
+impl Pod {
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 129);
+
+    fn new() -> Self {
+        let pod = Self {
+            name: format!("egrk{}", std::process::id()),
+        };
+        let name = &pod.name;
+        for arguments in [
+            format!("netns add {name}"),
+            format!("link add {name} type veth peer name eth0 netns {name}"),
+            format!("addr add {}/30 dev {name}", Self::NODE),
+            format!("link set {name} up"),
+            format!("-n {name} addr add 192.0.2.130/30 dev eth0"),
+            format!("-n {name} link set eth0 up"),
+            format!("-n {name} route add default via {}", Self::NODE),
+        ] {
+            let status = Command::new("ip").args(arguments.split(' ')).status();
+            assert!(status.unwrap().success(), "ip {arguments}");
+        }
+        pod
+    }
+
+    fn netns(&self) -> fs::File {
+        fs::File::open(Path::new("/run/netns").join(&self.name)).unwrap()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+#[test]
+fn pod_in_its_own_network_namespace_reaches_the_node_address() {
+    let Some(lab) = Lab::new("pod") else {
+        return;
+    };
+    let pod = Pod::new();
+    let node = TcpListener::bind((Pod::NODE, lab.proxy.port)).unwrap();
+    let settings = CaptureSettings {
+        redirect_ips: vec![
+            Ipv4Addr::LOCALHOST.into(),
+            Ipv6Addr::LOCALHOST.into(),
+            Pod::NODE.into(),
+        ],
+        ..lab.settings()
+    };
+    let mut capture = Capture::start(&settings).unwrap();
+    capture
+        .publish(&plan(&[("203.0.113.5", 80), ("2001:db8::5", 80)]))
+        .unwrap();
+    // A native IPv6 destination takes the v4 node address in its mapped form.
+    let destinations = ["203.0.113.5:80", "[2001:db8::5]:80"];
+    let seen = lab.connect_from(&pod.netns(), &destinations);
+    assert_eq!(seen, destinations.map(|address| format!("peer {address}")));
+    let originals = capture.originals();
+    for expected in destinations {
+        let (stream, peer) = node.accept().unwrap();
+        assert_eq!(peer.ip(), IpAddr::from([192, 0, 2, 130]));
+        let taken = originals
+            .take(stream.local_addr().unwrap(), peer)
+            .unwrap()
+            .expect("recorded");
+        assert_eq!(taken.destination.0, expected.parse().unwrap());
+    }
+    assert_eq!(lab.connect(&destinations[..1]).len(), 1);
+    assert_eq!(
+        lab.proxy.accept_all().len(),
+        1,
+        "loopback where it leads here"
+    );
+    capture.stop().unwrap();
 }
 
 #[test]
