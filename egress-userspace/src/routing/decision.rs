@@ -22,6 +22,9 @@ pub struct Request<'a> {
     pub port: u16,
     /// Original destination address; `None` on a gateway.
     pub destination_ip: Option<IpAddr>,
+    /// Registered names that resolve to `destination_ip`; looked at for TCP only, where nothing
+    /// else tells two services on one port apart.
+    pub names_of_ip: &'a [String],
     /// What was seen on the connection.
     pub traffic: Traffic<'a>,
 }
@@ -113,6 +116,21 @@ pub struct Forward {
     pub path: Option<String>,
 }
 
+impl Route {
+    /// Draws a destination: `draw` is uniform over `u32`, shares are weight / total.
+    pub fn choose(&self, draw: u32) -> usize {
+        let mut ticket = (u64::from(draw) * u64::from(self.total_weight)) >> 32;
+        for (index, destination) in self.destinations.iter().enumerate() {
+            let weight = u64::from(destination.weight);
+            if ticket < weight {
+                return index;
+            }
+            ticket -= weight;
+        }
+        self.destinations.len().saturating_sub(1)
+    }
+}
+
 impl Forward {
     /// The destination that was drawn.
     pub fn destination(&self) -> &Arc<Destination> {
@@ -158,8 +176,8 @@ pub struct Destination {
     pub subset: String,
     /// `outbound|PORT|SUBSET|HOST`, for logs and metrics.
     pub cluster: Arc<str>,
-    /// The service it stands for.
-    pub service: Arc<Service>,
+    /// The service it stands for; `None` with [`Endpoints::Missing`].
+    pub service: Option<Arc<Service>>,
     /// Protocol of the service port.
     pub protocol: Protocol,
     /// How endpoints are found.
@@ -179,6 +197,8 @@ pub enum Endpoints {
     },
     /// A fixed list, possibly of names to resolve (STATIC, or DNS with endpoints, or DNS host).
     List(Vec<EndpointTarget>),
+    /// No such service, port or subset: never dialled, [`Action::ClusterNotFound`] instead.
+    Missing,
     /// Resolve the name from Host or SNI per request (DYNAMIC_DNS).
     FromRequest {
         /// Port to dial.
@@ -211,6 +231,18 @@ pub struct Step {
     pub text: Cow<'static, str>,
     /// The object with its file and line, when one is meant.
     pub origin: Option<Arc<super::service::Origin>>,
+}
+
+impl Step {
+    /// A step that speaks of one object.
+    pub fn about(origin: &Arc<super::service::Origin>, text: String) -> Self {
+        Self { text: text.into(), origin: Some(origin.clone()) }
+    }
+
+    /// A step that speaks of no object.
+    pub fn plain(text: impl Into<Cow<'static, str>>) -> Self {
+        Self { text: text.into(), origin: None }
+    }
 }
 
 impl Why {

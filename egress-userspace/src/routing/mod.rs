@@ -7,9 +7,14 @@
 //! plain [`decision::Decision`], which the proxy carries out and `egress explain` prints.
 
 pub mod decision;
+mod carry_out;
 pub mod gateway;
+mod gateway_side;
 pub mod host;
 pub mod matching;
+mod mesh_side;
+pub mod registry;
+pub mod rules;
 pub mod service;
 pub mod table;
 pub mod virtual_service;

@@ -4,8 +4,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    decision::{Action, Decision, Request, Why},
+    decision::{Decision, Request, Why},
     gateway::Gateway,
+    gateway_side::{GatewayProxy, GatewaySide},
+    mesh_side::MeshSide,
+    registry::Registry,
     service::{Protocol, Service},
     virtual_service::{RetryPolicy, VirtualService},
 };
@@ -78,45 +81,83 @@ pub enum Role {
 pub struct Table {
     role: Role,
     objects: Objects,
+    registry: Registry,
+    side: Side,
+}
+
+/// The half that depends on the role.
+#[derive(Debug)]
+enum Side {
+    Mesh(Box<MeshSide>),
+    Gateway(Box<GatewaySide>),
 }
 
 impl Table {
     /// Compiles the objects for one proxy.
     pub fn build(objects: Objects, role: Role) -> Self {
-        Self { role, objects }
+        let registry = Registry::new(&objects.services, &objects.mesh);
+        let side = match &role {
+            Role::Mesh => Side::Mesh(Box::new(MeshSide::build(&objects, &registry))),
+            Role::Gateway { namespace, labels, only } => {
+                let proxy = GatewayProxy { namespace, labels, only: only.as_ref() };
+                Side::Gateway(Box::new(GatewaySide::build(&objects, &registry, proxy)))
+            }
+        };
+        Self { role, objects, registry, side }
     }
 
     /// Decides one request. `draw` is a uniformly random number that picks among weighted
     /// destinations; `why` records the steps when on.
     pub fn decide(&self, request: &Request<'_>, draw: u32, why: &mut Why) -> Decision {
-        let _ = (request, draw, why, &self.role, &self.objects);
-        Decision {
-            action: Action::NoRoute,
-            route_name: "".into(),
-            virtual_service: None,
+        match &self.side {
+            Side::Mesh(side) => side.decide(&self.registry, request, draw, why),
+            Side::Gateway(side) => side.decide(request, draw, why),
         }
     }
 
-    /// How a mesh port is treated before anything has been read from the connection: the declared
-    /// protocol of the registered port, `Auto` when declarations differ or nothing is declared.
+    /// Why a request is answered as it is, on one line: the text of a 404 or 502.
+    pub fn reason(&self, request: &Request<'_>) -> String {
+        let mut why = Why::on();
+        self.decide(request, 0, &mut why);
+        let steps: Vec<_> = why.steps().iter().map(|step| step.text.as_ref()).collect();
+        steps.join("; ")
+    }
+
+    /// How a mesh port is treated before anything has been read from the connection: the protocol
+    /// family declared for the port, `Auto` when declarations differ or nothing is declared.
     pub fn port_protocol(&self, port: u16) -> Protocol {
-        let _ = port;
-        Protocol::Auto
+        match &self.side {
+            Side::Mesh(_) => self.registry.port_protocol(port),
+            Side::Gateway(side) => side.port_protocol(port),
+        }
     }
 
     /// Server ports a gateway listens on, with their protocol; sorted, without duplicates.
     pub fn gateway_ports(&self) -> Vec<(u16, Protocol)> {
-        Vec::new()
+        match &self.side {
+            Side::Mesh(_) => Vec::new(),
+            Side::Gateway(side) => side.ports(),
+        }
     }
 
     /// Names that must be kept resolved: hosts and endpoint names of DNS services; sorted, without
     /// duplicates.
     pub fn names_to_resolve(&self) -> Vec<String> {
-        Vec::new()
+        Registry::names_to_resolve(&self.objects.services)
+    }
+
+    /// What is done with destinations that no object registers.
+    pub fn outbound_policy(&self) -> OutboundPolicy {
+        self.objects.mesh.outbound
     }
 
     /// The objects it was built from.
     pub fn objects(&self) -> &Objects {
         &self.objects
+    }
+
+    /// The proxy it was built for.
+    pub fn role(&self) -> &Role {
+        &self.role
     }
 }

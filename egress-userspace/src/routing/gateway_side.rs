@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Decisions of an egress gateway: which Gateways select it, which hosts they admit on which port,
+//! which VirtualServices serve them. There is no passthrough here (row 1.8).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    carry_out::{first_match, forward},
+    decision::{Action, Decision, Request, Step, Traffic, Why},
+    gateway::{Gateway, GatewayName, Server},
+    host::{self, HostMap, HostPattern},
+    mesh_side::{no_name, no_route},
+    registry::Registry,
+    rules::{CompiledRule, CompiledService, Compiler, For},
+    service::Protocol,
+    table::Objects,
+};
+
+/// The gateway workload for which a table is compiled.
+#[derive(Debug, Clone, Copy)]
+pub struct GatewayProxy<'a> {
+    /// Namespace it runs in.
+    pub namespace: &'a str,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Restrict to this Gateway.
+    pub only: Option<&'a (String, String)>,
+}
+
+/// The compiled side of one gateway workload.
+#[derive(Debug)]
+pub struct GatewaySide {
+    ports: BTreeMap<u16, Port>,
+    /// Every VirtualService and Gateway, for the runners-up of an explanation.
+    considered: Considered,
+}
+
+/// One server port.
+#[derive(Debug)]
+struct Port {
+    protocol: Protocol,
+    hosts: HostMap<Host>,
+}
+
+/// One effective host of a port: server host ∩ VirtualService host (row 4.4).
+#[derive(Debug, Default)]
+struct Host {
+    /// In creation order.
+    services: Vec<Arc<CompiledService>>,
+    /// `(service, rule)` in the order of row 5.6: catch-alls last.
+    http: Vec<(usize, usize)>,
+}
+
+#[derive(Debug)]
+struct Considered {
+    gateways: Vec<(Arc<Gateway>, bool)>,
+    services: Vec<Arc<super::virtual_service::VirtualService>>,
+    selected: Vec<GatewayName>,
+}
+
+impl GatewaySide {
+    /// Compiles the VirtualServices of the Gateways that select this workload.
+    pub fn build(objects: &Objects, registry: &Registry, proxy: GatewayProxy<'_>) -> Self {
+        let gateways: Vec<_> =
+            objects.gateways.iter().map(|g| (g.clone(), selects(g, proxy))).collect();
+        let selected: Vec<_> =
+            gateways.iter().filter(|(_, yes)| *yes).map(|(g, _)| gateway_name(g)).collect();
+        let mut ports = BTreeMap::new();
+        for (gateway, _) in gateways.iter().filter(|(_, yes)| *yes) {
+            for server in &gateway.servers {
+                ports.entry(server.port).or_insert_with(|| Port {
+                    protocol: server.protocol,
+                    hosts: HostMap::default(),
+                });
+            }
+        }
+        let mut compiler = Compiler::new(registry, &objects.mesh);
+        for vs in &objects.virtual_services {
+            let bound = vs.gateways.iter().any(|g| selected.contains(g));
+            if !bound || !vs.export_to.covers(proxy.namespace) {
+                continue;
+            }
+            // One compilation for each Gateway: `match.gateways` may name one of several.
+            let mut compiled = HashMap::new();
+            for (gateway, _) in gateways.iter().filter(|(_, yes)| *yes) {
+                let name = gateway_name(gateway);
+                if !vs.gateways.contains(&name) {
+                    continue;
+                }
+                let service = compiled
+                    .entry(name.clone())
+                    .or_insert_with(|| {
+                        Arc::new(compiler.compile(vs, For { gateways: std::slice::from_ref(&name) }))
+                    })
+                    .clone();
+                for server in &gateway.servers {
+                    if let Some(port) = ports.get_mut(&server.port) {
+                        bind(&mut port.hosts, server, &service);
+                    }
+                }
+            }
+        }
+        Self {
+            ports,
+            considered: Considered {
+                gateways,
+                services: objects.virtual_services.clone(),
+                selected,
+            },
+        }
+    }
+
+    /// Server ports with the protocol of the first server on each.
+    pub fn ports(&self) -> Vec<(u16, Protocol)> {
+        self.ports.iter().map(|(port, p)| (*port, p.protocol)).collect()
+    }
+
+    /// Protocol family of a server port.
+    pub fn port_protocol(&self, port: u16) -> Protocol {
+        self.ports.get(&port).map_or(Protocol::Auto, |p| p.protocol.family())
+    }
+
+    /// Decides one request or connection.
+    pub fn decide(&self, request: &Request<'_>, draw: u32, why: &mut Why) -> Decision {
+        match request.traffic {
+            Traffic::Http { host, .. } => self.http(request, host, draw, why),
+            Traffic::Tls { sni } => self.connection(request, sni, draw, why),
+            Traffic::Tcp => self.connection(request, None, draw, why),
+        }
+    }
+
+    fn http(&self, request: &Request<'_>, sent: &str, draw: u32, why: &mut Why) -> Decision {
+        let name = host::normalize(sent);
+        let found = self.ports.get(&request.port).and_then(|port| port.hosts.find(&name));
+        let Some(found) = found else {
+            self.explain_nothing(request.port, &name, why);
+            return no_route(None);
+        };
+        let rules = found.http.iter().filter_map(|&(service, rule)| {
+            let service = found.services.get(service)?;
+            Some((service.as_ref(), service.http.get(rule)?))
+        });
+        let surviving = rules.filter(|(_, rule): &(_, &CompiledRule)| rule.survives(request));
+        let gateway = found.services.first().map_or_else(String::new, |service| {
+            self.bound_to(&service.source).map(display).unwrap_or_default()
+        });
+        first_match(surviving, &gateway, request, draw, why).unwrap_or_else(|| {
+            why.step(|| Step::plain(format!("no http rule matches {name}:{}", request.port)));
+            self.explain_nothing(request.port, &name, why);
+            no_route(found.services.first().map(|service| service.name.clone()))
+        })
+    }
+
+    /// TLS by server name, TCP by the first rule of the port (rows 5c.4, 4.15).
+    fn connection(
+        &self,
+        request: &Request<'_>,
+        sni: Option<&str>,
+        draw: u32,
+        why: &mut Why,
+    ) -> Decision {
+        let closed =
+            || Decision { action: Action::Close, route_name: no_name(), virtual_service: None };
+        let tls = matches!(request.traffic, Traffic::Tls { .. });
+        let name = sni.map(host::normalize);
+        let Some(port) = self.ports.get(&request.port) else {
+            self.explain_nothing(request.port, name.as_deref().unwrap_or("*"), why);
+            return closed();
+        };
+        let services: Box<dyn Iterator<Item = &Arc<CompiledService>>> = match &name {
+            Some(name) => Box::new(port.hosts.find(name).into_iter().flat_map(|h| &h.services)),
+            None if tls => Box::new(std::iter::empty()),
+            None => Box::new(port.hosts.all().flat_map(|h| &h.services)),
+        };
+        for service in services {
+            let (rules, field) =
+                if tls { (&service.tls, "tls") } else { (&service.tcp, "tcp") };
+            if let Some(rule) = rules.iter().find(|r| r.matches(request, name.as_deref())) {
+                why.step(|| {
+                    let origin = &service.source.origin;
+                    Step::about(origin, format!("{origin} {field}[{}] matched", rule.index))
+                });
+                return Decision {
+                    action: forward(rule.route.on(request.port), draw, (None, None), why),
+                    route_name: no_name(),
+                    virtual_service: Some(service.name.clone()),
+                };
+            }
+        }
+        self.explain_nothing(request.port, name.as_deref().unwrap_or("(no server name)"), why);
+        closed()
+    }
+
+    fn bound_to(&self, vs: &super::virtual_service::VirtualService) -> Option<&GatewayName> {
+        self.considered.selected.iter().find(|g| vs.gateways.contains(g))
+    }
+
+    /// Records which Gateways and VirtualServices were considered and why none fits.
+    fn explain_nothing(&self, port: u16, host: &str, why: &mut Why) {
+        why.step(|| Step::plain(format!("no route for {host} on port {port}")));
+        for (gateway, selects) in &self.considered.gateways {
+            why.step(|| {
+                let origin = &gateway.origin;
+                let reason = if !selects {
+                    "its selector does not match this gateway's labels".to_owned()
+                } else if !gateway.servers.iter().any(|s| s.port == port) {
+                    format!("it has no server on port {port}")
+                } else if !admits(gateway, port, host) {
+                    format!("no server on port {port} has host {host}")
+                } else {
+                    format!("it admits {host} on port {port}")
+                };
+                Step::about(origin, format!("{origin} was considered: {reason}"))
+            });
+        }
+        for vs in &self.considered.services {
+            why.step(|| {
+                let origin = &vs.origin;
+                let reason = if !vs.hosts.iter().any(|h| h.matches(host)) {
+                    format!("{host} is not among its hosts")
+                } else if self.bound_to(vs).is_none() {
+                    let bound: Vec<_> = vs.gateways.iter().map(display).collect();
+                    let want: Vec<_> = self.considered.selected.iter().map(display).collect();
+                    format!("bound to gateway {}, not {}", bound.join(", "), want.join(", "))
+                } else {
+                    "none of its rules is for this gateway, port and request".to_owned()
+                };
+                Step::about(origin, format!("{origin} was considered: {reason}"))
+            });
+        }
+    }
+}
+
+fn selects(gateway: &Gateway, proxy: GatewayProxy<'_>) -> bool {
+    let named = proxy.only.is_none_or(|(namespace, name)| {
+        *namespace == gateway.origin.namespace && *name == gateway.origin.name
+    });
+    named && gateway.selector.iter().all(|(key, value)| proxy.labels.get(key) == Some(value))
+}
+
+fn gateway_name(gateway: &Gateway) -> GatewayName {
+    GatewayName::Named {
+        namespace: gateway.origin.namespace.clone(),
+        name: gateway.origin.name.clone(),
+    }
+}
+
+fn display(gateway: &GatewayName) -> String {
+    match gateway {
+        GatewayName::Mesh => "mesh".to_owned(),
+        GatewayName::Named { namespace, name } => format!("{namespace}/{name}"),
+    }
+}
+
+fn admits(gateway: &Gateway, port: u16, host: &str) -> bool {
+    gateway
+        .servers
+        .iter()
+        .filter(|s| s.port == port)
+        .any(|s| s.hosts.iter().any(|h| h.host.matches(host)))
+}
+
+/// Puts a VirtualService under every host it shares with the server.
+fn bind(hosts: &mut HostMap<Host>, server: &Server, service: &Arc<CompiledService>) {
+    let source = &service.source;
+    for admitted in &server.hosts {
+        if admitted.namespace.as_ref().is_some_and(|ns| *ns != source.origin.namespace) {
+            continue;
+        }
+        for wanted in &source.hosts {
+            let Some(common) = admitted.host.intersection(wanted) else { continue };
+            insert(hosts, common, service);
+        }
+    }
+}
+
+fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Arc<CompiledService>) {
+    let host = hosts.entry(pattern);
+    if host.services.iter().any(|have| Arc::ptr_eq(have, service)) {
+        return;
+    }
+    let at = host.services.len();
+    host.services.push(service.clone());
+    host.http.extend((0..service.http.len()).map(|rule| (at, rule)));
+    let services = &host.services;
+    // Stable: keeps creation order within both halves.
+    host.http.sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+}

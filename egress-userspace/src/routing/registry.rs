@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The services of a snapshot by host, by port and by address, and the destinations made of them.
+//! Answers "which service is this", never "where does this request go".
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    decision::{Destination, EndpointTarget, Endpoints},
+    host::HostMap,
+    service::{EndpointAddress, Protocol, Resolution, Service, ServicePort},
+    table::MeshDefaults,
+};
+
+/// A service and one of its ports.
+pub type ServiceAt<'a> = (&'a Arc<Service>, &'a ServicePort);
+
+/// Services of one snapshot. Lists keep the order of [`super::table::Objects`]: oldest first.
+#[derive(Debug, Default)]
+pub struct Registry {
+    by_host: HostMap<Vec<Arc<Service>>>,
+    by_port: HashMap<u16, Vec<Arc<Service>>>,
+    connect_timeout: std::time::Duration,
+}
+
+impl Registry {
+    /// Indexes the services.
+    pub fn new(services: &[Arc<Service>], mesh: &MeshDefaults) -> Self {
+        let mut registry = Self { connect_timeout: mesh.connect_timeout, ..Self::default() };
+        for service in services {
+            registry.by_host.entry(&service.host).push(service.clone());
+            for port in &service.ports {
+                registry.by_port.entry(port.number).or_default().push(service.clone());
+            }
+        }
+        registry
+    }
+
+    /// The service that a request for `host` on `port` belongs to, among those that `namespace`
+    /// may see: most specific host first, then the client's own namespace, then the oldest.
+    pub fn find(&self, host: &str, port: u16, namespace: &str) -> Option<ServiceAt<'_>> {
+        self.by_host.matching(host).find_map(|services| {
+            let visible = || {
+                services
+                    .iter()
+                    .filter(|s| s.export_to.covers(namespace))
+                    .filter_map(|s| s.port(port).map(|p| (s, p)))
+            };
+            visible().find(|(s, _)| s.origin.namespace == namespace).or_else(|| visible().next())
+        })
+    }
+
+    /// Whether any service visible to `namespace` carries the host, on whatever port.
+    pub fn knows(&self, host: &str, namespace: &str) -> bool {
+        self.by_host
+            .matching(host)
+            .any(|services| services.iter().any(|s| s.export_to.covers(namespace)))
+    }
+
+    /// The TCP service behind an address: longest declared prefix, then a name that resolves to
+    /// the address, then a service that declares the port for every address (row 2.4).
+    pub fn find_by_address(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        names_of_ip: &[String],
+        namespace: &str,
+    ) -> Option<ServiceAt<'_>> {
+        let visible = || {
+            self.by_port
+                .get(&port)
+                .into_iter()
+                .flatten()
+                .filter(|s| s.export_to.covers(namespace))
+                .filter_map(|s| s.port(port).map(|p| (s, p)))
+        };
+        let declared = visible()
+            .filter_map(|(s, p)| s.longest_prefix(ip).map(|length| (length, (s, p))))
+            .reduce(|best, next| if next.0 > best.0 { next } else { best })
+            .map(|(_, found)| found);
+        let named = || {
+            visible().find(|(s, _)| {
+                s.addresses.is_empty()
+                    && s.host.exact().is_some_and(|host| names_of_ip.iter().any(|n| n == host))
+            })
+        };
+        let any = || {
+            visible().find(|(s, _)| s.addresses.is_empty() && s.resolution == Resolution::None)
+        };
+        declared.or_else(named).or_else(any)
+    }
+
+    /// Port numbers of the most specific services for a destination host.
+    pub fn ports_of(&self, host: &str) -> impl Iterator<Item = u16> {
+        self.by_host
+            .find(host)
+            .into_iter()
+            .flatten()
+            .flat_map(|s| s.ports.iter().map(|p| p.number))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    /// Protocol to expect on a port before anything was read.
+    pub fn port_protocol(&self, port: u16) -> Protocol {
+        let mut protocols = self
+            .by_port
+            .get(&port)
+            .into_iter()
+            .flatten()
+            .filter_map(|s| s.port(port))
+            .map(|p| p.protocol.family());
+        match protocols.next() {
+            Some(first) if protocols.all(|p| p == first) => first,
+            _ => Protocol::Auto,
+        }
+    }
+
+    /// Names that must be kept resolved; sorted, without duplicates.
+    pub fn names_to_resolve(services: &[Arc<Service>]) -> Vec<String> {
+        let mut names = BTreeSet::new();
+        for service in services {
+            for endpoint in &service.endpoints {
+                if let EndpointAddress::Name(name) = &endpoint.address {
+                    names.insert(name.clone());
+                }
+            }
+            let by_name = matches!(
+                service.resolution,
+                Resolution::Dns | Resolution::DnsRoundRobin
+            );
+            if let (true, true, Some(host)) =
+                (by_name, service.endpoints.is_empty(), service.host.exact())
+            {
+                names.insert(host.to_owned());
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    /// What a rule's `destination` names. `listener_port` stands in when the port is left out and
+    /// the service has several (row 5b.2). Prefers a service of `namespace`.
+    pub fn destination(
+        &self,
+        host: &str,
+        port: Option<u16>,
+        subset: Option<&str>,
+        listener_port: u16,
+        namespace: &str,
+    ) -> Destination {
+        let services = self.by_host.matching(host).next();
+        let service = services.and_then(|list| {
+            let declares = |s: &&Arc<Service>| port.is_none_or(|p| s.port(p).is_some());
+            list.iter()
+                .filter(declares)
+                .find(|s| s.origin.namespace == namespace)
+                .or_else(|| list.iter().find(declares))
+        });
+        let number = port.unwrap_or_else(|| match service.map(|s| s.ports.as_slice()) {
+            Some([only]) => only.number,
+            _ => listener_port,
+        });
+        let found = service.and_then(|s| s.port(number).map(|p| (s, p)));
+        match (found, subset) {
+            (Some((service, port)), None) => self.of_service(service, port),
+            _ => Destination {
+                host: host.to_owned(),
+                port: number,
+                subset: subset.unwrap_or_default().to_owned(),
+                cluster: cluster_name(number, subset.unwrap_or_default(), host),
+                service: None,
+                protocol: Protocol::Auto,
+                endpoints: Endpoints::Missing,
+                connect_timeout: self.connect_timeout,
+            },
+        }
+    }
+
+    /// The destination of a service's own default route.
+    pub fn of_service(&self, service: &Arc<Service>, port: &ServicePort) -> Destination {
+        let host = service.host.to_string();
+        Destination {
+            cluster: cluster_name(port.number, "", &host),
+            host,
+            port: port.number,
+            subset: String::new(),
+            service: Some(service.clone()),
+            protocol: port.protocol,
+            endpoints: endpoints(service, port),
+            connect_timeout: self.connect_timeout,
+        }
+    }
+}
+
+fn cluster_name(port: u16, subset: &str, host: &str) -> Arc<str> {
+    format!("outbound|{port}|{subset}|{host}").into()
+}
+
+/// Where connections of a service port go (rows 2.6, 2.8 to 2.13).
+fn endpoints(service: &Service, port: &ServicePort) -> Endpoints {
+    let listed = || {
+        service
+            .endpoints
+            .iter()
+            .map(|endpoint| EndpointTarget {
+                address: endpoint.address.clone(),
+                port: endpoint.ports.get(&port.name).copied().unwrap_or(port.target_port),
+                weight: endpoint.weight.max(1),
+            })
+            .collect()
+    };
+    match service.resolution {
+        Resolution::None => Endpoints::OriginalDestination {
+            port: (port.target_port != port.number).then_some(port.target_port),
+        },
+        Resolution::Static => Endpoints::List(listed()),
+        Resolution::DynamicDns => Endpoints::FromRequest { port: port.target_port },
+        Resolution::Dns | Resolution::DnsRoundRobin if !service.endpoints.is_empty() => {
+            Endpoints::List(listed())
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => {
+            let target = |host: &str| EndpointTarget {
+                address: match host.parse::<IpAddr>() {
+                    Ok(ip) => EndpointAddress::Ip(ip),
+                    Err(_) => EndpointAddress::Name(host.to_owned()),
+                },
+                port: port.target_port,
+                weight: 1,
+            };
+            Endpoints::List(service.host.exact().map(target).into_iter().collect())
+        }
+    }
+}
+
+impl Service {
+    /// The declared port of this number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Length of the longest declared prefix that holds the address, in bits of its family.
+    pub fn longest_prefix(&self, ip: IpAddr) -> Option<u8> {
+        self.addresses.iter().filter(|net| net.contains(&ip)).map(IpNet::prefix_len).max()
+    }
+}
+
+impl Protocol {
+    /// The protocol as far as the first bytes of a connection are concerned.
+    pub fn family(self) -> Self {
+        match self {
+            Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb | Self::HttpProxy => Self::Http,
+            Self::Https | Self::Tls => Self::Tls,
+            Self::Tcp => Self::Tcp,
+            Self::Udp => Self::Udp,
+            Self::Auto => Self::Auto,
+        }
+    }
+
+    /// Whether `http` rules apply (row 5.10).
+    pub fn is_http(self) -> bool {
+        self.family() == Self::Http
+    }
+}
