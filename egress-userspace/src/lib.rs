@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod kernel;
+pub mod latest;
 pub mod proxy;
 pub mod routing;
 pub mod settings;
