@@ -32,7 +32,8 @@ impl<T> Latest<T> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // A channel whose sender has gone keeps its last value.
         if seen.receiver.has_changed().unwrap_or(false) {
-            seen.value = seen.receiver.borrow_and_update().clone();
+            let value = seen.receiver.borrow_and_update().clone();
+            seen.value = value;
         }
         seen.value.clone()
     }

@@ -44,7 +44,7 @@ pub async fn serve(
         parts.headers.insert(REQUEST_ID, request_id());
     }
     let authority = authority(&parts);
-    let shown = authority.clone().unwrap_or_else(|_| HeaderValue::from_static("-"));
+    let shown = authority.as_ref().map_or(HeaderValue::from_static("-"), HeaderValue::clone);
     let recorder = connection.worker.recorder.clone();
     let mut exchange =
         Box::new(Exchange::begin(recorder, connection.peer.clone(), &parts, shown));

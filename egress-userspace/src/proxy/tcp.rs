@@ -2,7 +2,7 @@
 //! Opaque connections: TLS by server name, TCP by address, and whatever goes to its original
 //! destination. Decide, dial, copy, record.
 
-use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::snapshot::Snapshot,
     routing::decision::{Action, Decision, Destination, Request, Route, Traffic, Why},
-    upstream::connect::connect,
+    upstream::{connect::connect, resolve::AddressBook},
 };
 
 /// A decided connection.
@@ -63,7 +63,7 @@ pub fn decide(
     let ip = peer.original.map(|address| address.ip());
     let book = worker.addresses.current();
     let names = match (ip, traffic) {
-        (Some(ip), Traffic::Tcp) => book.names_of(ip),
+        (Some(ip), Traffic::Tcp) => names_of(&book, ip),
         _ => Vec::new(),
     };
     let question = Request {
@@ -99,6 +99,14 @@ pub fn decide(
     relay
 }
 
+/// Names that resolve to an address, or did until lately. A scan: once per TCP connection.
+fn names_of(book: &AddressBook, ip: IpAddr) -> Vec<String> {
+    book.iter()
+        .filter(|(_, r)| r.addresses.contains(&ip) || r.retired.contains(&ip))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
 /// Carries a connection to its end and records it.
 ///
 /// # Errors
@@ -114,7 +122,6 @@ pub async fn relay(
         destination_service: relay.upstream.service(),
         destination_namespace: relay.upstream.namespace(),
         upstream_cluster: relay.upstream.cluster(),
-        response_flag: None,
     };
     worker.recorder.tcp_opened(&labels);
     let (copied, result, failure) = match dial(worker, &mut relay).await {
