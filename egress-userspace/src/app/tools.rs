@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use crate::{
     cli::{DumpArgs, DumpWhat, ExplainArgs, ExplainProtocol, Output, StatusArgs, ValidateArgs},
     config::{ConfigSettings, reload, report},
-    control::client,
+    control::client::{self, Dump},
     explain::{ExplainRequest, ExplainSource, Explainer, render_text},
     kernel,
     routing::table::Role,
@@ -134,32 +134,33 @@ fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
 /// `egress status`.
 pub fn status(args: &StatusArgs) -> anyhow::Result<bool> {
     let runtime = super::proxying::control_runtime()?;
-    let body = runtime.block_on(client::fetch(args.admin, "/status"))?;
-    let status: serde_json::Value =
-        serde_json::from_str(&body).context("the admin server's answer is not JSON")?;
+    let status = runtime.block_on(client::status(args.admin))?;
     let mut out = io::stdout().lock();
     match args.output {
-        Output::Json => writeln!(out, "{status:#}")?,
-        Output::Text => out.write_all(client::render_status(&status).as_bytes())?,
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, &status)?;
+            writeln!(out)?;
+        }
+        Output::Text => out.write_all(status.text().as_bytes())?,
     }
-    Ok(status["ready"].as_bool().unwrap_or(false))
+    Ok(status.ready)
 }
 
 /// `egress dump`.
 pub fn dump(args: &DumpArgs) -> anyhow::Result<bool> {
-    let path = match args.what {
+    let what = match args.what {
         DumpWhat::Maps => {
             let maps = kernel::dump_maps(&args.bpffs)?;
             writeln!(io::stdout().lock(), "{maps:#}")?;
             return Ok(true);
         }
-        DumpWhat::Config => "/config_dump",
-        DumpWhat::Workloads => "/workloads",
-        DumpWhat::Dns => "/dns",
-        DumpWhat::Connections => "/connections",
+        DumpWhat::Config => Dump::Config,
+        DumpWhat::Workloads => Dump::Workloads,
+        DumpWhat::Dns => Dump::Dns,
+        DumpWhat::Connections => Dump::Connections,
     };
     let runtime = super::proxying::control_runtime()?;
-    let body = runtime.block_on(client::fetch(args.admin, path))?;
+    let body = runtime.block_on(client::fetch(args.admin, what.path()))?;
     writeln!(io::stdout().lock(), "{}", body.trim_end())?;
     Ok(true)
 }

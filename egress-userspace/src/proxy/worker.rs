@@ -63,8 +63,6 @@ impl fmt::Debug for Downstream {
 /// How a proxy runs.
 #[derive(Debug, Clone)]
 pub struct ProxySettings {
-    /// Threads, at least one.
-    pub workers: usize,
     /// Where it listens.
     pub listen: Listen,
     /// How long open connections may finish.
@@ -113,16 +111,24 @@ pub struct Feeds {
     pub addresses: watch::Receiver<Arc<AddressBook>>,
 }
 
+/// How a proxy is told to end.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    /// Stop accepting and finish.
+    pub drain: CancellationToken,
+    /// Stop waiting for open connections.
+    pub now: CancellationToken,
+}
+
 /// Running proxy threads.
 #[derive(Debug)]
 pub struct Proxy {
     threads: Vec<thread::JoinHandle<()>>,
-    cut: CancellationToken,
 }
 
 impl Proxy {
     /// Binds every listener, then starts the threads; an address that cannot be bound is an error
-    /// of the start. There is one thread for each recorder. `drain` ends it.
+    /// of the start. There is one thread for each recorder. `stop` ends it.
     ///
     /// # Errors
     /// When an address cannot be bound or a thread not started.
@@ -131,14 +137,16 @@ impl Proxy {
         feeds: &Feeds,
         downstream: &Downstream,
         recorders: Vec<Recorder>,
-        drain: &CancellationToken,
+        stop: &Stop,
     ) -> Result<Self, ProxyError> {
         let first = feeds.snapshots.borrow().clone();
-        let cut = CancellationToken::new();
         let mut prepared = Vec::with_capacity(recorders.len());
         for recorder in recorders {
             let mut listeners = BTreeMap::new();
             for (address, port) in wanted(&settings.listen, &first) {
+                if prepared.is_empty() {
+                    probe(address)?;
+                }
                 listeners.insert((address, port), bind(address)?);
             }
             prepared.push((recorder, listeners));
@@ -156,9 +164,9 @@ impl Proxy {
                 pool: Arc::default(),
                 recorder,
                 tasks: TaskTracker::new(),
-                drain: drain.clone(),
+                drain: stop.drain.clone(),
             });
-            let (settings, cut) = (settings.clone(), cut.clone());
+            let (settings, cut) = (settings.clone(), stop.now.clone());
             let snapshots = feeds.snapshots.clone();
             let thread = thread::Builder::new()
                 .name(format!("proxy-{index}"))
@@ -168,15 +176,11 @@ impl Proxy {
                 .map_err(|source| ProxyError::Thread { source })?;
             threads.push(thread);
         }
-        Ok(Self { threads, cut })
+        Ok(Self { threads })
     }
 
-    /// Stops waiting for open connections.
-    pub fn cut(&self) {
-        self.cut.cancel();
-    }
-
-    /// Waits until every thread has ended; blocks, at most for the drain time after `drain`.
+    /// Waits until every thread has ended: at most for the drain time, less when `now` is
+    /// cancelled. Blocks.
     pub fn join(self) {
         for thread in self.threads {
             if thread.join().is_err() {
@@ -202,6 +206,21 @@ fn wanted(listen: &Listen, snapshot: &Snapshot) -> Vec<(SocketAddr, u16)> {
             })
             .collect(),
     }
+}
+
+/// Fails when somebody else listens: SO_REUSEPORT would share the port with another process of the
+/// same user without a word.
+fn probe(address: SocketAddr) -> Result<(), ProxyError> {
+    let socket = || -> io::Result<()> {
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    socket().map_err(|source| ProxyError::Bind { address, source })
 }
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ProxyError> {
