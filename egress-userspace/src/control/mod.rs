@@ -11,6 +11,8 @@ pub mod metrics;
 pub mod server;
 pub mod state;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 pub use server::{Admin, AdminError};
 pub use state::{AdminState, KernelState, Readiness};

@@ -39,6 +39,9 @@ pub struct KernelState {
 /// Something that is read when it is asked for.
 pub type Source<T> = Arc<dyn Fn() -> T + Send + Sync>;
 
+/// Takes a filter in `tracing`'s syntax; the error says what is wrong with it.
+pub type SetLogFilter = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
 /// Everything the admin server shows and can set off. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminState {
@@ -67,7 +70,7 @@ pub struct AdminState {
     /// Cancelled by `POST /drain`; whoever listens stops accepting and ends.
     pub drain: CancellationToken,
     /// Sets the program's own log filter; the error is shown to the caller.
-    pub set_log_filter: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub set_log_filter: Arc<SetLogFilter>,
 }
 
 impl fmt::Debug for AdminState {
