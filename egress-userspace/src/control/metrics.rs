@@ -11,7 +11,8 @@ use crate::{
     config::problem::Severity,
     proxy::access_log::{
         Totals,
-        series::{BOUNDS, Histogram, HttpValues, TcpValues, escape_label},
+        labels::escape_label,
+        series::{BOUNDS, Histogram, HttpValues, TcpValues},
     },
 };
 
