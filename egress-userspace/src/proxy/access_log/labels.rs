@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What tells one series from another, and Istio's labels made of it (istio-egress.md 8b).
 //!
-//! Stands below `series`: a [`Key`] borrows from the record, an [`OwnedKey`] lives as long as its
+//! Stands below `series`: a `Key` borrows from the record, an `OwnedKey` lives as long as its
 //! series. Counts nothing.
 
 use std::{
