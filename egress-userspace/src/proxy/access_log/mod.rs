@@ -8,7 +8,9 @@
 //! Nothing here waits for a reader, a disk or another worker.
 
 pub mod append;
+mod field;
 pub mod format;
+pub mod labels;
 pub mod recorder;
 pub mod series;
 pub mod sink;

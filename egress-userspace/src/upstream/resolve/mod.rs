@@ -2,8 +2,8 @@
 //! Names to addresses: keeps every name of the snapshot resolved and publishes the whole book.
 //!
 //! Stands between config and the rest: the names come from the routing table, the book goes to the
-//! proxy (what to dial) and to the kernel maps (what to capture). [`lookup`] asks one name once,
-//! [`name`] holds what follows from an answer, this file keeps the times and publishes. It does
+//! proxy (what to dial) and to the kernel maps (what to capture). `lookup` asks one name once,
+//! `name` holds what follows from an answer, this file keeps the times and publishes. It does
 //! not choose among addresses and does not serve DNS.
 
 mod book;
