@@ -108,7 +108,10 @@ pub struct Explainer {
 impl Explainer {
     /// Over the objects of a configuration.
     pub fn new(objects: Objects) -> Self {
-        Self { objects, tables: Mutex::default() }
+        Self {
+            objects,
+            tables: Mutex::default(),
+        }
     }
 
     /// Explains one line of JSON; what is wrong with it becomes the answer, so that a batch keeps
@@ -147,17 +150,30 @@ impl Explainer {
         let host = request.host.as_deref().unwrap_or_default();
         let path = request.path.as_deref().unwrap_or("/");
         let traffic = match protocol {
-            "http" => Traffic::Http { method: &method, scheme: "http", host, path, headers: &headers },
-            "tls" => Traffic::Tls { sni: request.sni.as_deref().or(request.host.as_deref()) },
+            "http" => Traffic::Http {
+                method: &method,
+                scheme: "http",
+                host,
+                path,
+                headers: &headers,
+            },
+            "tls" => Traffic::Tls {
+                sni: request.sni.as_deref().or(request.host.as_deref()),
+            },
             "tcp" => Traffic::Tcp,
             other => {
-                return Err(field("protocol", format!("`{other}` is not http, tls or tcp")));
+                return Err(field(
+                    "protocol",
+                    format!("`{other}` is not http, tls or tcp"),
+                ));
             }
         };
         let names: Vec<String> = request.host.iter().cloned().collect();
         let question = Request {
             source: source.as_ref(),
-            port: request.port.unwrap_or(if protocol == "tls" { 443 } else { 80 }),
+            port: request
+                .port
+                .unwrap_or(if protocol == "tls" { 443 } else { 80 }),
             destination_ip: request.dst_ip.or_else(|| unknown_address(protocol, host)),
             names_of_ip: &names,
             traffic,
@@ -177,12 +193,18 @@ impl Explainer {
             None if gateway.is_none() => return Ok(Role::Mesh),
             None => {}
             Some(other) => {
-                return Err(field("role", format!("`{other}` is neither mesh nor gateway")));
+                return Err(field(
+                    "role",
+                    format!("`{other}` is neither mesh nor gateway"),
+                ));
             }
         }
         let only = match gateway {
             Some(text) => Some(text.split_once('/').ok_or_else(|| {
-                field("gateway", format!("`{text}` is not of the form namespace/name"))
+                field(
+                    "gateway",
+                    format!("`{text}` is not of the form namespace/name"),
+                )
             })?),
             None => None,
         };
@@ -193,7 +215,10 @@ impl Explainer {
                 .find(|g| g.origin.namespace == namespace && g.origin.name == name)
         });
         if let (Some((namespace, name)), None) = (only, object) {
-            return Err(field("gateway", format!("there is no Gateway {namespace}/{name}")));
+            return Err(field(
+                "gateway",
+                format!("there is no Gateway {namespace}/{name}"),
+            ));
         }
         let labels = match (&request.gateway_labels, object) {
             (Some(labels), _) => labels.clone(),
@@ -269,7 +294,10 @@ fn render(
             set("action", json!("passthrough"));
             set("cluster", json!("PassthroughCluster"));
             if let Some(ip) = request.dst_ip {
-                set("upstream", json!(SocketAddr::new(ip, question.port).to_string()));
+                set(
+                    "upstream",
+                    json!(SocketAddr::new(ip, question.port).to_string()),
+                );
             }
         }
         Action::Blackhole => {
@@ -282,14 +310,22 @@ fn render(
                 set("response_flag", json!("UH"));
             }
         }
-        Action::DirectResponse { status, body, headers } => {
+        Action::DirectResponse {
+            status,
+            body,
+            headers,
+        } => {
             set("action", json!("direct_response"));
             set("status", json!(status));
             set("body", json!(String::from_utf8_lossy(body)));
             set("detail", json!("direct_response"));
             set("response_headers", edits([&headers.response], None));
         }
-        Action::Redirect { status, location, headers } => {
+        Action::Redirect {
+            status,
+            location,
+            headers,
+        } => {
             set("action", json!("redirect"));
             set("status", json!(status));
             set("location", json!(location));
@@ -322,7 +358,15 @@ fn render(
     if let Some(name) = &decision.virtual_service {
         set("virtual_service", json!(name.as_ref()));
     }
-    set("why", json!(steps.iter().map(|step| step.text.as_ref()).collect::<Vec<_>>()));
+    set(
+        "why",
+        json!(
+            steps
+                .iter()
+                .map(|step| step.text.as_ref())
+                .collect::<Vec<_>>()
+        ),
+    );
     Value::Object(out)
 }
 
@@ -351,7 +395,10 @@ fn forwarded(
         set("destination", named(destination));
     }
     set("cluster", json!(destination.cluster.as_ref()));
-    set("connect_timeout", json!(duration(destination.connect_timeout)));
+    set(
+        "connect_timeout",
+        json!(duration(destination.connect_timeout)),
+    );
     set("load_balancer", json!("LEAST_REQUEST"));
     set("upstream_tls", Value::Null);
     set("mirrors", json!([]));
@@ -365,7 +412,10 @@ fn forwarded(
             let response_edits = [&route.headers.response, &chosen.headers.response];
             set("response_headers", edits(response_edits, None));
             set("timeout", route.timeout.map(duration).into());
-            set("retries", route.retries.as_ref().map_or(Value::Null, retries));
+            set(
+                "retries",
+                route.retries.as_ref().map_or(Value::Null, retries),
+            );
         }
         Traffic::Tls { .. } => set("tls", json!("untouched")),
         Traffic::Tcp => {}
@@ -414,9 +464,7 @@ fn where_to(
             let addresses: Vec<_> = list
                 .iter()
                 .filter_map(|target| match &target.address {
-                    EndpointAddress::Ip(ip) => {
-                        Some(SocketAddr::new(*ip, target.port).to_string())
-                    }
+                    EndpointAddress::Ip(ip) => Some(SocketAddr::new(*ip, target.port).to_string()),
                     EndpointAddress::Unix(path) => Some(format!("unix://{}", path.display())),
                     EndpointAddress::Name(_) => None,
                 })
@@ -432,10 +480,7 @@ fn where_to(
 
 /// Net effect of edits in order: name → values, or null for removed. `sent` are the values that an
 /// `add` joins.
-fn edits<'a>(
-    list: impl IntoIterator<Item = &'a HeaderEdit>,
-    sent: Option<&HeaderMap>,
-) -> Value {
+fn edits<'a>(list: impl IntoIterator<Item = &'a HeaderEdit>, sent: Option<&HeaderMap>) -> Value {
     let mut effect: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     for edit in list {
@@ -444,9 +489,12 @@ fn edits<'a>(
         }
         for (name, value) in &edit.add {
             let before = || {
-                sent.map(|h| h.get_all(name).iter().map(text).collect()).unwrap_or_default()
+                sent.map(|h| h.get_all(name).iter().map(text).collect())
+                    .unwrap_or_default()
             };
-            let slot = effect.entry(name.to_string()).or_insert_with(|| Some(before()));
+            let slot = effect
+                .entry(name.to_string())
+                .or_insert_with(|| Some(before()));
             slot.get_or_insert_with(Vec::new).push(text(value));
         }
         for name in &edit.remove {
@@ -465,7 +513,9 @@ pub fn render_text(explanation: &Explanation) -> String {
                 || value.as_array().is_some_and(Vec::is_empty)
                 || value.as_object().is_some_and(Map::is_empty);
             if !empty {
-                let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let shown = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
                 let _ = writeln!(text, "{key:>18}  {shown}");
             }
         }

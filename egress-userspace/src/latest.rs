@@ -24,7 +24,9 @@ impl<T> Latest<T> {
     /// Follows a channel.
     pub fn new(mut receiver: watch::Receiver<Arc<T>>) -> Self {
         let value = receiver.borrow_and_update().clone();
-        Self { seen: Mutex::new(Seen { receiver, value }) }
+        Self {
+            seen: Mutex::new(Seen { receiver, value }),
+        }
     }
 
     /// The current value.

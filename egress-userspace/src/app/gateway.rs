@@ -41,9 +41,23 @@ async fn serve(
         .map(|_| foundation.access_log.recorder())
         .collect();
     let feeds = foundation.feeds();
-    let proxy = Proxy::start(&settings, &feeds, &Downstream::Gateway, recorders, &foundation.stop())?;
-    let admin = foundation.admin(&args.proxy, "gateway", set_filter, |_| {}).await?;
-    if foundation.published.borrow().table.gateway_ports().is_empty() {
+    let proxy = Proxy::start(
+        &settings,
+        &feeds,
+        &Downstream::Gateway,
+        recorders,
+        &foundation.stop(),
+    )?;
+    let admin = foundation
+        .admin(&args.proxy, "gateway", set_filter, |_| {})
+        .await?;
+    if foundation
+        .published
+        .borrow()
+        .table
+        .gateway_ports()
+        .is_empty()
+    {
         tracing::warn!(
             labels = ?args.labels,
             "no Gateway selects these labels: nothing is listened on until one does"

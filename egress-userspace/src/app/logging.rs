@@ -5,7 +5,9 @@
 use std::{io::IsTerminal, sync::Arc};
 
 use anyhow::Context;
-use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use crate::cli::{LogArgs, LogFormat};
 
@@ -22,9 +24,9 @@ pub fn install(args: &LogArgs) -> anyhow::Result<SetFilter> {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Text => {
-            registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init()
-        }
+        LogFormat::Text => registry
+            .with(layer.with_ansi(std::io::stderr().is_terminal()))
+            .try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     }
     .context("installing the log")?;

@@ -63,7 +63,10 @@ async fn serve(
     let capture = Capture::start(settings).context("starting the capture")?;
     let started = start_proxy(args, settings, &foundation, &capture);
     let (proxy, admin) = match started {
-        Ok(proxy) => (proxy, admin(args, settings, &foundation, &capture, set_filter).await),
+        Ok(proxy) => (
+            proxy,
+            admin(args, settings, &foundation, &capture, set_filter).await,
+        ),
         Err(error) => {
             abandon(&foundation, capture);
             return Err(error);
@@ -76,10 +79,16 @@ async fn serve(
             return Err(error);
         }
     };
-    let mut kernel = Kernel { capture, internal: settings.internal_cidrs.clone() };
+    let mut kernel = Kernel {
+        capture,
+        internal: settings.internal_cidrs.clone(),
+    };
     let first = foundation.candidates.borrow().clone();
     let book = foundation.book.borrow().clone();
-    if let Err(error) = kernel.redirect(&first, &book).context("publishing destinations") {
+    if let Err(error) = kernel
+        .redirect(&first, &book)
+        .context("publishing destinations")
+    {
         abandon(&foundation, kernel.capture);
         return Err(error);
     }
@@ -106,7 +115,11 @@ fn start_proxy(
             None
         })
     });
-    let listen = settings.redirect_ips.iter().map(|ip| SocketAddr::new(*ip, args.port)).collect();
+    let listen = settings
+        .redirect_ips
+        .iter()
+        .map(|ip| SocketAddr::new(*ip, args.port))
+        .collect();
     let settings = ProxySettings {
         listen: Listen::Fixed(listen),
         drain_time: args.proxy.drain_time,
@@ -115,7 +128,13 @@ fn start_proxy(
         .map(|_| foundation.access_log.recorder())
         .collect();
     let downstream = Downstream::Mesh(take);
-    Ok(Proxy::start(&settings, &foundation.feeds(), &downstream, recorders, &foundation.stop())?)
+    Ok(Proxy::start(
+        &settings,
+        &foundation.feeds(),
+        &downstream,
+        recorders,
+        &foundation.stop(),
+    )?)
 }
 
 async fn admin(
@@ -143,12 +162,17 @@ async fn admin(
                 let programs = crate::kernel::PROGRAMS
                     .iter()
                     .flat_map(|program| {
-                        cgroups.iter().map(move |cgroup| format!("{program} on {}", cgroup.display()))
+                        cgroups
+                            .iter()
+                            .map(move |cgroup| format!("{program} on {}", cgroup.display()))
                     })
                     .collect();
                 KernelState {
                     programs,
-                    outcomes: outcomes.iter().map(|r| (r.program, r.outcome, r.count)).collect(),
+                    outcomes: outcomes
+                        .iter()
+                        .map(|r| (r.program, r.outcome, r.count))
+                        .collect(),
                 }
             }));
         })

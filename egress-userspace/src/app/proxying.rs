@@ -78,8 +78,7 @@ impl Foundation {
             failure_retry: first.mesh.dns_refresh_rate,
             ..ResolveSettings::default()
         };
-        let resolver =
-            Resolver::start(settings::dns_servers(args), wanted, settings, stop)?;
+        let resolver = Resolver::start(settings::dns_servers(args), wanted, settings, stop)?;
         let format = Format::from_mesh(&first.mesh).context("meshConfig.accessLogFormat")?;
         let access_log = AccessLog::start(log_destination(&args.access_log), format)?;
         let (published, _) = watch::channel(first);
@@ -101,12 +100,18 @@ impl Foundation {
 
     /// How proxy threads are told to end.
     pub fn stop(&self) -> Stop {
-        Stop { drain: self.shutdown.drain.clone(), now: self.shutdown.now.clone() }
+        Stop {
+            drain: self.shutdown.drain.clone(),
+            now: self.shutdown.now.clone(),
+        }
     }
 
     /// What proxy threads follow.
     pub fn feeds(&self) -> Feeds {
-        Feeds { snapshots: self.published.subscribe(), addresses: self.book.clone() }
+        Feeds {
+            snapshots: self.published.subscribe(),
+            addresses: self.book.clone(),
+        }
     }
 
     /// Starts the admin server over the common parts; `complete` adds what the role has.
@@ -167,8 +172,9 @@ impl Foundation {
 
     /// Lets open connections finish and ends everything.
     pub async fn finish(self, proxy: Proxy, admin: Admin) {
-        self.readiness
-            .send_replace(Readiness { waiting_for: vec!["the program is draining".to_owned()] });
+        self.readiness.send_replace(Readiness {
+            waiting_for: vec!["the program is draining".to_owned()],
+        });
         let joined = tokio::task::spawn_blocking(move || proxy.join());
         if joined.await.is_err() {
             tracing::error!("waiting for the proxy threads failed");

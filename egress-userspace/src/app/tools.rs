@@ -112,7 +112,9 @@ fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
         return Ok(request);
     };
     let uri: http::Uri = url.parse().with_context(|| format!("--url {url}"))?;
-    let authority = uri.authority().ok_or_else(|| anyhow!("--url {url}: it names no host"))?;
+    let authority = uri
+        .authority()
+        .ok_or_else(|| anyhow!("--url {url}: it names no host"))?;
     match uri.scheme_str() {
         Some("http") => {
             request.protocol = Some("http".to_owned());

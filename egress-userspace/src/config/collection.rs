@@ -52,11 +52,18 @@ pub fn assemble<'a>(objects: impl Iterator<Item = &'a Object>, mesh: &MeshConfig
     ordered.sort_by(|a, b| {
         // No creation time sorts before any: files without it are the usual case.
         let key = |o: &'_ Object| {
-            (o.origin.created.clone(), o.origin.name.clone(), o.origin.namespace.clone())
+            (
+                o.origin.created.clone(),
+                o.origin.name.clone(),
+                o.origin.namespace.clone(),
+            )
         };
         key(a).cmp(&key(b))
     });
-    let mut all = Objects { mesh: mesh.routing.clone(), ..Objects::default() };
+    let mut all = Objects {
+        mesh: mesh.routing.clone(),
+        ..Objects::default()
+    };
     for object in ordered {
         match &object.value {
             Some(Valid::Services(services)) => all.services.extend(services.iter().cloned()),
@@ -75,7 +82,11 @@ pub fn cross_check(objects: &mut [Object], all: &Objects) {
         registry.entry(&service.host).push(index);
     }
     let mut mesh_owner: HashMap<&HostPattern, &Arc<VirtualService>> = HashMap::new();
-    for vs in all.virtual_services.iter().filter(|vs| vs.gateways.contains(&GatewayName::Mesh)) {
+    for vs in all
+        .virtual_services
+        .iter()
+        .filter(|vs| vs.gateways.contains(&GatewayName::Mesh))
+    {
         for host in &vs.hosts {
             mesh_owner.entry(host).or_insert(vs);
         }
@@ -86,9 +97,9 @@ pub fn cross_check(objects: &mut [Object], all: &Objects) {
                 gateways(object, &vs, all);
                 destinations(object, &vs, &registry);
                 for (index, host) in vs.hosts.iter().enumerate() {
-                    let winner = mesh_owner.get(host).filter(|_| {
-                        vs.gateways.contains(&GatewayName::Mesh)
-                    });
+                    let winner = mesh_owner
+                        .get(host)
+                        .filter(|_| vs.gateways.contains(&GatewayName::Mesh));
                     if let Some(winner) = winner.filter(|w| !Arc::ptr_eq(w, &vs)) {
                         let message = format!(
                             "IST0109: {} has host {host} for gateway mesh too and wins by age and name",
@@ -111,7 +122,9 @@ pub fn cross_check(objects: &mut [Object], all: &Objects) {
 /// IST0101 for gateways, IST0132.
 fn gateways(object: &mut Object, vs: &VirtualService, all: &Objects) {
     for (index, bound) in vs.gateways.iter().enumerate() {
-        let GatewayName::Named { namespace, name } = bound else { continue };
+        let GatewayName::Named { namespace, name } = bound else {
+            continue;
+        };
         let field = format!("spec.gateways[{index}]");
         let found = all
             .gateways
@@ -124,12 +137,16 @@ fn gateways(object: &mut Object, vs: &VirtualService, all: &Objects) {
         };
         for (index, host) in vs.hosts.iter().enumerate() {
             let admitted = gateway.servers.iter().flat_map(|s| &s.hosts).any(|h| {
-                h.namespace.as_ref().is_none_or(|ns| *ns == vs.origin.namespace)
+                h.namespace
+                    .as_ref()
+                    .is_none_or(|ns| *ns == vs.origin.namespace)
                     && h.host.intersection(host).is_some()
             });
             if !admitted {
-                let message =
-                    format!("IST0132: no server of {} admits host {host}", gateway.origin);
+                let message = format!(
+                    "IST0132: no server of {} admits host {host}",
+                    gateway.origin
+                );
                 object.report(Severity::Warning, &format!("spec.hosts[{index}]"), message);
             }
         }
@@ -138,15 +155,30 @@ fn gateways(object: &mut Object, vs: &VirtualService, all: &Objects) {
 
 /// IST0101 for destinations.
 fn destinations(object: &mut Object, vs: &VirtualService, registry: &HostMap<Vec<usize>>) {
-    let http = vs.http.iter().enumerate().filter_map(|(index, rule)| match &rule.action {
-        HttpAction::Route(route) => Some((format!("spec.http[{index}]"), route)),
-        _ => None,
-    });
-    let tls = vs.tls.iter().enumerate().map(|(i, rule)| (format!("spec.tls[{i}]"), &rule.route));
-    let tcp = vs.tcp.iter().enumerate().map(|(i, rule)| (format!("spec.tcp[{i}]"), &rule.route));
+    let http = vs
+        .http
+        .iter()
+        .enumerate()
+        .filter_map(|(index, rule)| match &rule.action {
+            HttpAction::Route(route) => Some((format!("spec.http[{index}]"), route)),
+            _ => None,
+        });
+    let tls = vs
+        .tls
+        .iter()
+        .enumerate()
+        .map(|(i, rule)| (format!("spec.tls[{i}]"), &rule.route));
+    let tcp = vs
+        .tcp
+        .iter()
+        .enumerate()
+        .map(|(i, rule)| (format!("spec.tcp[{i}]"), &rule.route));
     for (rule, route) in http.chain(tls).chain(tcp) {
         for (index, destination) in route.iter().enumerate() {
-            let host = destination.host.strip_prefix('*').unwrap_or(&destination.host);
+            let host = destination
+                .host
+                .strip_prefix('*')
+                .unwrap_or(&destination.host);
             if registry.find(host).is_none() && registry.find(&destination.host).is_none() {
                 let message = format!(
                     "IST0101: no ServiceEntry has host {}: requests are answered 503",
@@ -173,7 +205,11 @@ fn conflicts(object: &mut Object, service: &crate::routing::service::Service, al
                 "IST0177: {} gives port {} of {} another protocol",
                 other.origin, port.number, service.host
             );
-            object.report(Severity::Warning, &format!("spec.ports[{index}].protocol"), message);
+            object.report(
+                Severity::Warning,
+                &format!("spec.ports[{index}].protocol"),
+                message,
+            );
         }
     }
 }

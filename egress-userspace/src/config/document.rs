@@ -32,7 +32,12 @@ pub fn split(file: PathBuf, text: &str) -> Vec<Document> {
     for (line, content) in (1..).zip(text.split_inclusive('\n')) {
         let bare = content.trim_end();
         if bare == "---" || bare.starts_with("--- ") {
-            push(&mut documents, &file, std::mem::take(&mut current), text_line);
+            push(
+                &mut documents,
+                &file,
+                std::mem::take(&mut current),
+                text_line,
+            );
             // What follows the marker on its line belongs to the document.
             current.push_str(content.get(3..).unwrap_or_default());
             text_line = line;
@@ -53,7 +58,12 @@ fn push(documents: &mut Vec<Document>, file: &Arc<PathBuf>, text: String, text_l
     });
     if let Some(first) = first {
         let line = text_line + first as u64;
-        documents.push(Document { file: file.clone(), line, text_line, text });
+        documents.push(Document {
+            file: file.clone(),
+            line,
+            text_line,
+            text,
+        });
     }
 }
 
@@ -75,7 +85,10 @@ impl Document {
 
 /// Splits `spec.http[0].uri` into `spec`, `http`, `0`, `uri`.
 fn steps(path: &str) -> Vec<String> {
-    path.split(['.', '[', ']']).filter(|step| !step.is_empty()).map(str::to_owned).collect()
+    path.split(['.', '[', ']'])
+        .filter(|step| !step.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// One open collection.
@@ -92,7 +105,10 @@ struct Walk<'t> {
 
 impl<'t> Walk<'t> {
     fn new(text: &'t str) -> Self {
-        Self { parser: Parser::new_from_str(text), open: Vec::new() }
+        Self {
+            parser: Parser::new_from_str(text),
+            open: Vec::new(),
+        }
     }
 
     fn path(&self) -> Vec<String> {
@@ -175,9 +191,9 @@ impl Iterator for Walk<'_> {
 /// Line (1-based, in the file) and reason.
 pub fn parse(document: &Document) -> Result<Value, (u64, String)> {
     serde_yaml::from_str(&document.text).map_err(|error| {
-        let line = error
-            .location()
-            .map_or(document.line, |at| document.text_line + at.line() as u64 - 1);
+        let line = error.location().map_or(document.line, |at| {
+            document.text_line + at.line() as u64 - 1
+        });
         let text = error.to_string();
         // The library repeats the position within the document; the file's line is what counts.
         let reason = text.split(" at line ").next().unwrap_or(&text);
@@ -227,9 +243,19 @@ mod tests {
             text
         };
         let deep = "[".repeat(100_000);
-        for text in [laughs.as_str(), deep.as_str(), "a: 1\na: 2\n", "a: [\n", "a: b: c\n"] {
+        for text in [
+            laughs.as_str(),
+            deep.as_str(),
+            "a: 1\na: 2\n",
+            "a: [\n",
+            "a: b: c\n",
+        ] {
             let documents = split("f.yaml".into(), text);
-            assert!(parse(&documents[0]).is_err(), "{}", &text[..text.len().min(40)]);
+            assert!(
+                parse(&documents[0]).is_err(),
+                "{}",
+                &text[..text.len().min(40)]
+            );
         }
     }
 }

@@ -65,13 +65,19 @@ pub enum AccessLogEncoding {
 /// # Errors
 /// When the file cannot be read or a value is wrong.
 pub fn read(path: &Path) -> Result<MeshConfig, ConfigError> {
-    let text = fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     parse(path, &text)
 }
 
 fn parse(path: &Path, text: &str) -> Result<MeshConfig, ConfigError> {
-    let bad = |line, message| ConfigError::Mesh { path: path.to_owned(), line, message };
+    let bad = |line, message| ConfigError::Mesh {
+        path: path.to_owned(),
+        line,
+        message,
+    };
     let documents = document::split(path.to_owned(), text);
     let document = match documents.as_slice() {
         [] => return Ok(MeshConfig::default()),
@@ -106,16 +112,29 @@ fn unwrap_forms(
     document: &Document,
     bad: &impl Fn(u64, String) -> ConfigError,
 ) -> Result<(Value, &'static str, Document), ConfigError> {
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let kind = value
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     match kind {
         "IstioOperator" => {
             let mesh = value.get("spec").and_then(|spec| spec.get("meshConfig"));
-            Ok((mesh.cloned().unwrap_or_default(), "spec.meshConfig.", document.clone()))
+            Ok((
+                mesh.cloned().unwrap_or_default(),
+                "spec.meshConfig.",
+                document.clone(),
+            ))
         }
         "ConfigMap" => {
-            let mesh = value.get("data").and_then(|data| data.get("mesh")).and_then(Value::as_str);
+            let mesh = value
+                .get("data")
+                .and_then(|data| data.get("mesh"))
+                .and_then(Value::as_str);
             let Some(text) = mesh else {
-                return Err(bad(document.line, "the ConfigMap has no key data.mesh".to_owned()));
+                return Err(bad(
+                    document.line,
+                    "the ConfigMap has no key data.mesh".to_owned(),
+                ));
             };
             let line = document.line_of("data.mesh") + 1;
             let inner = Document {
@@ -136,7 +155,9 @@ fn unwrap_forms(
         }
         other => Err(bad(
             document.line_of("kind"),
-            format!("kind {other} holds no meshConfig: use IstioOperator, ConfigMap or a bare MeshConfig"),
+            format!(
+                "kind {other} holds no meshConfig: use IstioOperator, ConfigMap or a bare MeshConfig"
+            ),
         )),
     }
 }
@@ -173,12 +194,24 @@ fn validated(raw: raw::MeshConfig, findings: &mut Findings) -> MeshConfig {
     }
     let mut export = |written: Option<Vec<String>>, nobody| {
         // `.` stays as written: it means each object's own namespace.
-        names::export_to(&written.unwrap_or_default(), ".", &ExportTo::All, nobody, findings)
+        names::export_to(
+            &written.unwrap_or_default(),
+            ".",
+            &ExportTo::All,
+            nobody,
+            findings,
+        )
     };
     mesh.service_export_to = export(raw.default_service_export_to, true);
     mesh.virtual_service_export_to = export(raw.default_virtual_service_export_to, false);
-    if raw.access_log_file.is_some_and(|file| !file.is_empty() && file != "/dev/stdout") {
-        findings.warning("accessLogFile", "the flag --access-log says where the log goes");
+    if raw
+        .access_log_file
+        .is_some_and(|file| !file.is_empty() && file != "/dev/stdout")
+    {
+        findings.warning(
+            "accessLogFile",
+            "the flag --access-log says where the log goes",
+        );
     }
     for name in raw.other.keys() {
         findings.warning(name.as_str(), "this setting has no effect here");
@@ -205,7 +238,10 @@ mod tests {
             let policy = mesh(text).map(|m| m.routing.outbound);
             assert_eq!(policy, Ok(OutboundPolicy::RegistryOnly), "{text}");
         }
-        assert_eq!(mesh("").map(|m| m.routing.outbound), Ok(OutboundPolicy::AllowAny));
+        assert_eq!(
+            mesh("").map(|m| m.routing.outbound),
+            Ok(OutboundPolicy::AllowAny)
+        );
         // An explicitly given block without mode has the enum's zero (trap 10).
         let empty = mesh("outboundTrafficPolicy: {}\n").map(|m| m.routing.outbound);
         assert_eq!(empty, Ok(OutboundPolicy::RegistryOnly));
@@ -213,8 +249,13 @@ mod tests {
 
     #[test]
     fn wrong_values_name_file_line_and_field() {
-        let error = mesh("# x\noutboundTrafficPolicy:\n  mode: OPEN\n").err().unwrap_or_default();
-        assert!(error.starts_with("mesh.yaml:3: meshConfig: outboundTrafficPolicy.mode"), "{error}");
+        let error = mesh("# x\noutboundTrafficPolicy:\n  mode: OPEN\n")
+            .err()
+            .unwrap_or_default();
+        assert!(
+            error.starts_with("mesh.yaml:3: meshConfig: outboundTrafficPolicy.mode"),
+            "{error}"
+        );
         let warned = mesh("enableTracing: true\n").map(|m| m.warnings);
         assert_eq!(warned.map(|w| w.len()), Ok(1));
     }

@@ -115,7 +115,12 @@ pub fn read(document: Document, defaults: &Defaults) -> Vec<Object> {
             }
             let mut problem = problem(&document, &origin, Severity::Error, "", message);
             problem.line = line;
-            vec![Object { origin, document, problems: vec![problem], value: None }]
+            vec![Object {
+                origin,
+                document,
+                problems: vec![problem],
+                value: None,
+            }]
         }
     }
 }
@@ -140,26 +145,31 @@ fn read_value(
     vec![read_object(document, &value, path, defaults)]
 }
 
-fn read_object(
-    document: &Arc<Document>,
-    value: &Value,
-    path: &str,
-    defaults: &Defaults,
-) -> Object {
+fn read_object(document: &Arc<Document>, value: &Value, path: &str, defaults: &Defaults) -> Object {
     let mut findings = Findings::default();
     let header = Header::deserialize(value).unwrap_or_else(|error| {
         findings.error("", format!("no Kubernetes object: {error}"));
-        Header { api_version: None, kind: None, metadata: None }
+        Header {
+            api_version: None,
+            kind: None,
+            metadata: None,
+        }
     });
     let metadata = header.metadata.unwrap_or_default();
     let api_version = header.api_version.unwrap_or_default();
     let kind = header.kind.unwrap_or_default();
     let known = known_kind(&kind);
     let name = metadata.name.unwrap_or_default();
-    let namespace = metadata.namespace.unwrap_or_else(|| defaults.namespace.clone());
+    let namespace = metadata
+        .namespace
+        .unwrap_or_else(|| defaults.namespace.clone());
     let origin = Arc::new(Origin {
         created: metadata.creation_timestamp.unwrap_or_default(),
-        line: if path.is_empty() { document.line } else { document.line_of(path) },
+        line: if path.is_empty() {
+            document.line
+        } else {
+            document.line_of(path)
+        },
         ..origin(document, known.unwrap_or_default(), &namespace, &name)
     });
     let group = api_version.split_once('/');
@@ -175,7 +185,10 @@ fn read_object(
     } else if let (Some(kind), Some((_, version))) = (known, group) {
         if !VERSIONS.contains(&version) {
             let list = VERSIONS.join(", ");
-            findings.error("apiVersion", format!("version `{version}` is not one of {list}"));
+            findings.error(
+                "apiVersion",
+                format!("version `{version}` is not one of {list}"),
+            );
         } else if name.is_empty() {
             findings.error("metadata.name", "an object needs a name");
         } else {
@@ -183,7 +196,10 @@ fn read_object(
             value_of = validated(kind, value, &origin, scope, &mut findings);
         }
     } else {
-        findings.warning("", format!("{kind} is not supported: it has no effect here"));
+        findings.warning(
+            "",
+            format!("{kind} is not supported: it has no effect here"),
+        );
     }
     let problems = findings
         .list
@@ -199,13 +215,24 @@ fn read_object(
         })
         .collect();
     let value = value_of.filter(|_| !findings.rejected());
-    Object { origin, document: document.clone(), problems, value }
+    Object {
+        origin,
+        document: document.clone(),
+        problems,
+        value,
+    }
 }
 
 fn known_kind(kind: &str) -> Option<&'static str> {
-    ["ServiceEntry", "Gateway", "VirtualService", "DestinationRule", "Sidecar"]
-        .into_iter()
-        .find(|known| *known == kind)
+    [
+        "ServiceEntry",
+        "Gateway",
+        "VirtualService",
+        "DestinationRule",
+        "Sidecar",
+    ]
+    .into_iter()
+    .find(|known| *known == kind)
 }
 
 /// Reads and validates the spec of a known kind.
@@ -216,8 +243,14 @@ fn validated(
     (namespace, defaults): (&str, &Defaults),
     findings: &mut Findings,
 ) -> Option<Valid> {
-    let services = Scope { namespace, default_export_to: &defaults.service_export_to };
-    let routes = Scope { namespace, default_export_to: &defaults.virtual_service_export_to };
+    let services = Scope {
+        namespace,
+        default_export_to: &defaults.service_export_to,
+    };
+    let routes = Scope {
+        namespace,
+        default_export_to: &defaults.virtual_service_export_to,
+    };
     match kind {
         "ServiceEntry" => {
             let raw = spec(value, findings)?;
@@ -260,7 +293,11 @@ fn spec<T: DeserializeOwned>(value: &Value, findings: &mut Findings) -> Option<T
         Ok(spec) => Some(spec),
         Err(error) => {
             let path = error.path().to_string();
-            let field = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
+            let field = if path == "." {
+                "spec".to_owned()
+            } else {
+                format!("spec.{path}")
+            };
             findings.error(field, error.into_inner().to_string());
             None
         }
@@ -274,7 +311,10 @@ fn lost_indentation(value: &Value) -> Option<String> {
         return Some("no Kubernetes object: the document is not a mapping".to_owned());
     };
     let empty = |key: &str| map.get(key).is_some_and(Value::is_null);
-    let parents: Vec<_> = ["metadata", "spec"].into_iter().filter(|key| empty(key)).collect();
+    let parents: Vec<_> = ["metadata", "spec"]
+        .into_iter()
+        .filter(|key| empty(key))
+        .collect();
     let known = ["apiVersion", "kind", "metadata", "spec", "status", "items"];
     let strays: Vec<_> = map
         .keys()
@@ -286,23 +326,36 @@ fn lost_indentation(value: &Value) -> Option<String> {
         format!(
             "the indentation is lost: {} empty while {} at the top level; indent `name` and \
              `namespace` under `metadata:`, and the rest under `spec:`, by two blanks a level",
-            plural(&parents.iter().map(|p| format!("`{p}`")).collect::<Vec<_>>(), "is", "are"),
+            plural(
+                &parents.iter().map(|p| format!("`{p}`")).collect::<Vec<_>>(),
+                "is",
+                "are"
+            ),
             plural(&strays, "stands", "stand"),
         )
     })
 }
 
 fn plural(names: &[String], one: &str, many: &str) -> String {
-    format!("{} {}", names.join(", "), if names.len() == 1 { one } else { many })
+    format!(
+        "{} {}",
+        names.join(", "),
+        if names.len() == 1 { one } else { many }
+    )
 }
 
 /// Most lines begin with a number and a dot, or a number and blanks.
 fn numbered_lines(text: &str) -> bool {
-    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     let numbered = lines
         .iter()
         .filter(|line| {
-            let rest = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+            let rest = line
+                .trim_start()
+                .trim_start_matches(|c: char| c.is_ascii_digit());
             rest.len() < line.trim_start().len() && rest.starts_with(['.', ' ', '\t'])
         })
         .count();

@@ -77,7 +77,11 @@ fn understand(files: Vec<SourceFile>, mesh: MeshConfig, settings: &ConfigSetting
     for file in files {
         match file.content {
             Ok(documents) => {
-                objects.extend(documents.into_iter().flat_map(|d| object::read(d, &defaults)));
+                objects.extend(
+                    documents
+                        .into_iter()
+                        .flat_map(|d| object::read(d, &defaults)),
+                );
             }
             Err(message) => other.push(unreadable(file.path, message)),
         }
@@ -85,7 +89,12 @@ fn understand(files: Vec<SourceFile>, mesh: MeshConfig, settings: &ConfigSetting
     reject_duplicates(&mut objects);
     let model = assemble(objects.iter(), &mesh);
     cross_check(&mut objects, &model);
-    Loaded { objects, other, mesh: Arc::new(mesh), model }
+    Loaded {
+        objects,
+        other,
+        mesh: Arc::new(mesh),
+        model,
+    }
 }
 
 fn unreadable(file: PathBuf, message: String) -> Problem {
@@ -104,8 +113,13 @@ fn unreadable(file: PathBuf, message: String) -> Problem {
 impl Loaded {
     /// All findings, sorted by file and line.
     pub fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<_> =
-            self.objects.iter().flat_map(|o| &o.problems).chain(&self.other).cloned().collect();
+        let mut problems: Vec<_> = self
+            .objects
+            .iter()
+            .flat_map(|o| &o.problems)
+            .chain(&self.other)
+            .cloned()
+            .collect();
         problems.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         problems
     }
@@ -134,7 +148,10 @@ pub fn start(
     let watcher = source::watch(&paths, changed.clone())?;
     let mut keeper = Keeper::new(settings.role.clone());
     let first = load(&settings)?;
-    if first.objects.iter().any(|o| o.identified() && o.origin.namespace == settings.default_namespace)
+    if first
+        .objects
+        .iter()
+        .any(|o| o.identified() && o.origin.namespace == settings.default_namespace)
     {
         tracing::info!(namespace = %settings.default_namespace, "objects without a namespace belong to");
     }
@@ -237,14 +254,24 @@ impl Keeper {
             .filter(|o| o.value.is_some())
             .map(Object::identity)
             .collect();
-        let rejected: HashSet<_> =
-            loaded.objects.iter().filter(|o| o.rejected()).map(Object::identity).collect();
+        let rejected: HashSet<_> = loaded
+            .objects
+            .iter()
+            .filter(|o| o.rejected())
+            .map(Object::identity)
+            .collect();
         let broken: HashSet<_> = loaded
             .objects
             .iter()
             .filter(|o| o.rejected() && !o.identified())
             .map(|o| &o.origin.file)
-            .chain(loaded.other.iter().filter(|p| p.severity == Severity::Error).map(|p| &p.file))
+            .chain(
+                loaded
+                    .other
+                    .iter()
+                    .filter(|p| p.severity == Severity::Error)
+                    .map(|p| &p.file),
+            )
             .collect();
         self.running
             .iter()

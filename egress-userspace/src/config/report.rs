@@ -57,12 +57,17 @@ pub fn write(loaded: &Loaded, as_json: bool, out: &mut impl io::Write) -> io::Re
             writeln!(out, "{} objects, no findings", loaded.objects.len())?;
         }
     }
-    Ok(problems.iter().all(|problem| problem.severity != Severity::Error))
+    Ok(problems
+        .iter()
+        .all(|problem| problem.severity != Severity::Error))
 }
 
 fn document(object: &Object) -> Value {
     let origin = &object.origin;
-    let kind = object.problems.first().map_or(origin.kind, |p| p.kind.as_str());
+    let kind = object
+        .problems
+        .first()
+        .map_or(origin.kind, |p| p.kind.as_str());
     json!({
         "file": origin.file,
         "line": origin.line,

@@ -34,8 +34,10 @@ pub struct SourceFile {
 pub fn read(paths: &[PathBuf]) -> Result<Vec<SourceFile>, ConfigError> {
     let mut files = BTreeSet::new();
     for path in paths {
-        list(path, true, &mut files)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        list(path, true, &mut files).map_err(|source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        })?;
     }
     Ok(files.into_iter().map(read_file).collect())
 }
@@ -44,9 +46,10 @@ fn read_file(path: PathBuf) -> SourceFile {
     let content = match fs::read(&path) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(split(path.clone(), &text)),
-            Err(error) => {
-                Err(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
-            }
+            Err(error) => Err(format!(
+                "not UTF-8 at byte {}",
+                error.utf8_error().valid_up_to()
+            )),
         },
         Err(error) => Err(format!("cannot be read: {error}")),
     };
@@ -81,10 +84,7 @@ fn list(path: &Path, given: bool, files: &mut BTreeSet<PathBuf>) -> io::Result<(
 ///
 /// # Errors
 /// When the operating system refuses a watch.
-pub fn watch(
-    paths: &[PathBuf],
-    changed: Arc<Notify>,
-) -> Result<RecommendedWatcher, ConfigError> {
+pub fn watch(paths: &[PathBuf], changed: Arc<Notify>) -> Result<RecommendedWatcher, ConfigError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ConfigError::Watch { path, source }
@@ -101,7 +101,10 @@ pub fn watch(
             (path.as_path(), RecursiveMode::Recursive)
         } else {
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-            (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
+            (
+                parent.unwrap_or(Path::new(".")),
+                RecursiveMode::NonRecursive,
+            )
         };
         watcher.watch(directory, mode).map_err(failed(directory))?;
     }

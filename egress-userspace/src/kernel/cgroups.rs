@@ -67,7 +67,10 @@ pub struct WorkloadFinder {
 impl Workloads {
     /// Every workload of the file, in its order.
     pub fn all(&self) -> Vec<Arc<Workload>> {
-        self.rules.iter().map(|(_, workload)| workload.clone()).collect()
+        self.rules
+            .iter()
+            .map(|(_, workload)| workload.clone())
+            .collect()
     }
 
     /// Reads a list of `{cgroup: GLOB, namespace, name, labels, serviceAccount}`. The glob is

@@ -41,7 +41,9 @@ pub fn parse(bytes: &[u8]) -> Hello {
                 };
             }
         }
-        let Some(header) = rest.take(5) else { return Hello::Partial };
+        let Some(header) = rest.take(5) else {
+            return Hello::Partial;
+        };
         if header[0] != HANDSHAKE {
             return Hello::Not;
         }
@@ -63,7 +65,9 @@ pub fn parse(bytes: &[u8]) -> Hello {
 /// Length of the handshake message with its header.
 fn handshake_length(message: &[u8]) -> Option<usize> {
     match message {
-        [_, a, b, c, ..] => Some(4 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c))),
+        [_, a, b, c, ..] => {
+            Some(4 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c)))
+        }
         _ => None,
     }
 }
@@ -162,7 +166,11 @@ mod tests {
     fn names_are_found_whole_and_split() {
         for record in [10_000, 50, 1] {
             let found = parse(&hello(Some("Example.COM"), record));
-            assert_eq!(found, Hello::Complete(Some("example.com".into())), "{record}");
+            assert_eq!(
+                found,
+                Hello::Complete(Some("example.com".into())),
+                "{record}"
+            );
         }
         assert_eq!(parse(&hello(None, 10_000)), Hello::Complete(None));
     }
@@ -177,7 +185,11 @@ mod tests {
 
     #[test]
     fn other_bytes_are_no_hello() {
-        for bytes in [&b"GET / HTTP/1.1"[..], b"\x16\x02\x01\x00\x05\x01", b"\x16\x03\x01\x00\x05\x02\0\0\0\0"] {
+        for bytes in [
+            &b"GET / HTTP/1.1"[..],
+            b"\x16\x02\x01\x00\x05\x01",
+            b"\x16\x03\x01\x00\x05\x02\0\0\0\0",
+        ] {
             assert_eq!(parse(bytes), Hello::Not);
         }
     }

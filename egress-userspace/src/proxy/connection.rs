@@ -93,7 +93,9 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, s
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(peer) = identify(&worker, local, remote, server_port) else { return Ok(()) };
+        let Some(peer) = identify(&worker, local, remote, server_port) else {
+            return Ok(());
+        };
         dispatch(&worker, stream, peer).await
     }
     .await;
@@ -127,7 +129,15 @@ fn identify(
         },
     };
     let remote = unmapped(remote);
-    Some(Arc::new(Peer { remote, local, original, port, workload, start, started }))
+    Some(Arc::new(Peer {
+        remote,
+        local,
+        original,
+        port,
+        workload,
+        start,
+        started,
+    }))
 }
 
 async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) -> io::Result<()> {
@@ -151,7 +161,9 @@ async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) 
             serve_http1(worker, Prefixed::new(seen, stream), peer).await
         }
         Detected::Tls(name) if declared != Protocol::Http => {
-            let traffic = Traffic::Tls { sni: name.as_deref() };
+            let traffic = Traffic::Tls {
+                sni: name.as_deref(),
+            };
             relay(worker, &snapshot, stream, seen, peer, traffic).await
         }
         _ if declared == Protocol::Auto => {
@@ -193,7 +205,10 @@ async fn relay(
 }
 
 async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
-    let connection = HttpConnection { worker: worker.clone(), peer };
+    let connection = HttpConnection {
+        worker: worker.clone(),
+        peer,
+    };
     let service = service_fn(move |request| http::serve(connection.clone(), request));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -61,7 +61,11 @@ async fn read(stream: &mut TcpStream, seen: &mut BytesMut) -> io::Result<Detecte
     loop {
         seen.reserve(READ_BYTES);
         if stream.read_buf(seen).await? == 0 {
-            return Ok(if seen.is_empty() { Detected::Closed } else { Detected::Opaque });
+            return Ok(if seen.is_empty() {
+                Detected::Closed
+            } else {
+                Detected::Opaque
+            });
         }
         if let Some(detected) = classify(seen) {
             return Ok(detected);
@@ -82,7 +86,10 @@ fn classify(bytes: &[u8]) -> Option<Detected> {
         return (common == H2_PREFACE.len()).then_some(Detected::Http2);
     }
     // RFC 9112 2.2: empty lines before the request line are to be ignored.
-    let line = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let line = bytes
+        .iter()
+        .position(|b| !matches!(b, b'\r' | b'\n'))
+        .unwrap_or(bytes.len());
     let line = &bytes[line..];
     let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     let method = line.iter().take_while(|b| is_token(b)).count();
@@ -111,7 +118,12 @@ mod tests {
             (b"\x16\x03\x01", None),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(classify(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+            assert_eq!(
+                classify(bytes),
+                expected,
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
         }
     }
 }

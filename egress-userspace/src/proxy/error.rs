@@ -141,15 +141,13 @@ impl DataError {
                 Some(F::UpstreamProtocolError),
                 "upstream_reset_before_response_started{protocol_error}",
             ),
-            Self::RouteTimeout { .. } => {
-                (504, Some(F::UpstreamRequestTimeout), "response_timeout")
-            }
-            Self::BadRequest { .. } => {
-                (400, Some(F::DownstreamProtocolError), "http1.codec_error")
-            }
-            Self::ClientGone => {
-                (0, Some(F::DownstreamConnectionTermination), "downstream_remote_disconnect")
-            }
+            Self::RouteTimeout { .. } => (504, Some(F::UpstreamRequestTimeout), "response_timeout"),
+            Self::BadRequest { .. } => (400, Some(F::DownstreamProtocolError), "http1.codec_error"),
+            Self::ClientGone => (
+                0,
+                Some(F::DownstreamConnectionTermination),
+                "downstream_remote_disconnect",
+            ),
         };
         let transport_failure = match self {
             Self::Connect { source, .. } => Cow::Owned(source.to_string()),
@@ -157,7 +155,12 @@ impl DataError {
             Self::Reset { source } => Cow::Owned(source.to_string()),
             _ => Cow::Borrowed(""),
         };
-        Verdict { status, flag, details, transport_failure }
+        Verdict {
+            status,
+            flag,
+            details,
+            transport_failure,
+        }
     }
 
     /// Whether the upstream surely has not seen the request (`connect-failure`).

@@ -87,7 +87,9 @@ pub struct Upstream {
 impl Upstream {
     /// Envoy's cluster name; empty when nothing was chosen.
     pub fn cluster(&self) -> &str {
-        self.destination.as_ref().map_or(self.cluster, |d| &d.cluster)
+        self.destination
+            .as_ref()
+            .map_or(self.cluster, |d| &d.cluster)
     }
 
     /// `destination_service`: the registry host.
@@ -132,7 +134,10 @@ impl Exchange {
             },
             grpc: is_grpc(headers),
             received: None,
-            outcome: Outcome { details: "via_upstream", ..Outcome::default() },
+            outcome: Outcome {
+                details: "via_upstream",
+                ..Outcome::default()
+            },
         }
     }
 
@@ -153,9 +158,12 @@ impl Exchange {
 
     fn record(&self, sent: u64) {
         let text = |value: &'_ Option<HeaderValue>| {
-            value.as_ref().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+            value
+                .as_ref()
+                .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
         };
-        let lossless = |value: &Option<HeaderValue>| value.as_ref().is_none_or(|v| v.to_str().is_ok());
+        let lossless =
+            |value: &Option<HeaderValue>| value.as_ref().is_none_or(|v| v.to_str().is_ok());
         // Nearly always ASCII: borrow then, copy only what has to be mended.
         let mended = if lossless(&self.user_agent) && lossless(&self.forwarded_for) {
             (None, None)
@@ -166,7 +174,9 @@ impl Exchange {
             mended: &'a Option<String>,
             value: &'a Option<HeaderValue>,
         ) -> Option<&'a str> {
-            mended.as_deref().or_else(|| value.as_ref().and_then(|v| v.to_str().ok()))
+            mended
+                .as_deref()
+                .or_else(|| value.as_ref().and_then(|v| v.to_str().ok()))
         }
         let outcome = &self.outcome;
         self.recorder.record(&AccessRecord {
@@ -187,7 +197,10 @@ impl Exchange {
             details: Cow::Borrowed(outcome.details),
             termination_details: Cow::Borrowed(""),
             transport_failure: Cow::Borrowed(&outcome.transport_failure),
-            bytes_received: self.received.as_ref().map_or(0, |count| count.load(Ordering::Relaxed)),
+            bytes_received: self
+                .received
+                .as_ref()
+                .map_or(0, |count| count.load(Ordering::Relaxed)),
             bytes_sent: sent,
             upstream_service_time: outcome.service_time,
             upstream_host: outcome.upstream.host,
@@ -273,13 +286,20 @@ pub struct ResponseBody {
 #[derive(Debug)]
 enum Content {
     Local(Bytes),
-    Upstream { body: Incoming, connection: Option<(Pooled<RequestBody>, Arc<HttpPool>)> },
+    Upstream {
+        body: Incoming,
+        connection: Option<(Pooled<RequestBody>, Arc<HttpPool>)>,
+    },
 }
 
 impl ResponseBody {
     /// An answer of our own.
     pub fn local(body: Bytes, exchange: Box<Exchange>) -> Self {
-        Self { content: Content::Local(body), sent: 0, exchange: Some(exchange) }
+        Self {
+            content: Content::Local(body),
+            sent: 0,
+            exchange: Some(exchange),
+        }
     }
 
     /// An upstream's answer.
@@ -290,8 +310,11 @@ impl ResponseBody {
         exchange: Box<Exchange>,
     ) -> Self {
         let connection = Some((connection, pool));
-        let mut body =
-            Self { content: Content::Upstream { body, connection }, sent: 0, exchange: Some(exchange) };
+        let mut body = Self {
+            content: Content::Upstream { body, connection },
+            sent: 0,
+            exchange: Some(exchange),
+        };
         if body.is_end_stream() {
             body.release();
         }
@@ -300,7 +323,11 @@ impl ResponseBody {
 
     /// The body of a 101: none. Whoever relays the upgraded connection writes the record.
     pub fn upgraded() -> Self {
-        Self { content: Content::Local(Bytes::new()), sent: 0, exchange: None }
+        Self {
+            content: Content::Local(Bytes::new()),
+            sent: 0,
+            exchange: None,
+        }
     }
 
     fn release(&mut self) {
@@ -312,7 +339,9 @@ impl ResponseBody {
     }
 
     fn finish(&mut self, flag: Option<(ResponseFlag, &'static str)>) {
-        let Some(mut exchange) = self.exchange.take() else { return };
+        let Some(mut exchange) = self.exchange.take() else {
+            return;
+        };
         if let Some((flag, details)) = flag {
             exchange.outcome.flag = Some(flag);
             exchange.outcome.details = details;

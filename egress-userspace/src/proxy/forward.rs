@@ -82,7 +82,10 @@ impl<'a> Target<'a> {
                 }
                 Candidates::Empty => return Err(DataError::NoEndpoints { cluster: cluster() }),
                 Candidates::Unsupported(what) => {
-                    return Err(DataError::Unsupported { cluster: cluster(), what });
+                    return Err(DataError::Unsupported {
+                        cluster: cluster(),
+                        what,
+                    });
                 }
             }
         }
@@ -116,7 +119,9 @@ pub async fn send(
             Ok(connection) => break connection,
             Err(_) if tries < retries => {
                 tries += 1;
-                request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(tries + 1));
+                request
+                    .headers_mut()
+                    .insert(ATTEMPT_COUNT, HeaderValue::from(tries + 1));
                 backoff(tries, target.addresses.len()).await;
             }
             Err(error) => return Err(error),
@@ -178,5 +183,9 @@ async fn dial(
         // Its end is seen by whoever uses the sender; on its own it is no event.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Pooled { sender, local, peer: endpoint })
+    Ok(Pooled {
+        sender,
+        local,
+        peer: endpoint,
+    })
 }

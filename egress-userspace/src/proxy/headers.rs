@@ -50,7 +50,13 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         headers.remove(CONTENT_LENGTH);
     }
     let trailers = headers.get(TE).is_some_and(|te| te == "trailers");
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TRAILER] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TRAILER,
+    ] {
         headers.remove(name);
     }
     if !trailers {
@@ -159,10 +165,17 @@ mod tests {
 
     #[test]
     fn an_upgrade_keeps_its_two_fields() {
-        let mut headers = map(&[("connection", "Upgrade, x"), ("upgrade", "websocket"), ("x", "1")]);
+        let mut headers = map(&[
+            ("connection", "Upgrade, x"),
+            ("upgrade", "websocket"),
+            ("x", "1"),
+        ]);
         assert!(wants_upgrade(&headers));
         remove_hop_by_hop(&mut headers, true);
-        assert_eq!(headers, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+        assert_eq!(
+            headers,
+            map(&[("connection", "upgrade"), ("upgrade", "websocket")])
+        );
     }
 
     #[test]
@@ -174,8 +187,9 @@ mod tests {
 
     #[test]
     fn request_ids_are_version_4_and_differ() {
-        let ids: std::collections::HashSet<_> =
-            (0..1000).map(|_| request_id().to_str().unwrap().to_owned()).collect();
+        let ids: std::collections::HashSet<_> = (0..1000)
+            .map(|_| request_id().to_str().unwrap().to_owned())
+            .collect();
         assert_eq!(ids.len(), 1000);
         for id in ids {
             assert_eq!(id.len(), 36);

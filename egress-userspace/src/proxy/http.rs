@@ -44,10 +44,16 @@ pub async fn serve(
         parts.headers.insert(REQUEST_ID, request_id());
     }
     let authority = authority(&parts);
-    let shown = authority.as_ref().map_or(HeaderValue::from_static("-"), HeaderValue::clone);
+    let shown = authority
+        .as_ref()
+        .map_or(HeaderValue::from_static("-"), HeaderValue::clone);
     let recorder = connection.worker.recorder.clone();
-    let mut exchange =
-        Box::new(Exchange::begin(recorder, connection.peer.clone(), &parts, shown));
+    let mut exchange = Box::new(Exchange::begin(
+        recorder,
+        connection.peer.clone(),
+        &parts,
+        shown,
+    ));
     let answer = match authority {
         Ok(authority) => answer(&connection, parts, body, &authority, &mut exchange).await,
         Err(error) => Err(error),
@@ -58,7 +64,10 @@ pub async fn serve(
             let (head, body) = response.into_parts();
             exchange.outcome.status = head.status.as_u16();
             exchange.outcome.details = "direct_response";
-            return Ok(Response::from_parts(head, ResponseBody::local(body, exchange)));
+            return Ok(Response::from_parts(
+                head,
+                ResponseBody::local(body, exchange),
+            ));
         }
         Err(error) => return Ok(refusal(&error, exchange)),
     };
@@ -67,14 +76,25 @@ pub async fn serve(
     exchange.outcome.service_time = Some(exchange.started().elapsed());
     let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
     finish_head(&mut response.response, &exchange, upgraded);
-    let upgrades = upgraded.then(|| (response.client.take(), hyper::upgrade::on(&mut response.response)));
+    let upgrades = upgraded.then(|| {
+        (
+            response.client.take(),
+            hyper::upgrade::on(&mut response.response),
+        )
+    });
     let (mut head, body) = response.response.into_parts();
     if let Some((route, chosen)) = &response.route {
         edit(&mut head.headers, &route.headers.response);
-        edit(&mut head.headers, &route.destinations[*chosen].headers.response);
+        edit(
+            &mut head.headers,
+            &route.destinations[*chosen].headers.response,
+        );
     }
     if let Some((Some(client), server)) = upgrades {
-        connection.worker.tasks.spawn(relay_upgraded(client, server, exchange));
+        connection
+            .worker
+            .tasks
+            .spawn(relay_upgraded(client, server, exchange));
         return Ok(Response::from_parts(head, ResponseBody::upgraded()));
     }
     let pool = connection.worker.pool.clone();
@@ -103,9 +123,9 @@ async fn answer(
     exchange: &mut Exchange,
 ) -> Result<Answer, DataError> {
     let snapshot = connection.worker.snapshots.current();
-    let host = authority
-        .to_str()
-        .map_err(|_| DataError::BadRequest { reason: "the Host header is not text" })?;
+    let host = authority.to_str().map_err(|_| DataError::BadRequest {
+        reason: "the Host header is not text",
+    })?;
     let question = Question {
         source: connection.peer.workload.as_deref(),
         port: connection.peer.port,
@@ -119,13 +139,13 @@ async fn answer(
             headers: &parts.headers,
         },
     };
-    let decision = snapshot.table.decide(&question, (random() >> 32) as u32, &mut Why::off());
+    let decision = snapshot
+        .table
+        .decide(&question, (random() >> 32) as u32, &mut Why::off());
     exchange.outcome.route_name = Some(decision.route_name.clone());
     match local(&snapshot, &question, decision, exchange)? {
         Next::Answer(response) => Ok(Answer::Local(response)),
-        Next::Forward(forward) => {
-            forward_to(connection, parts, body, forward, exchange).await
-        }
+        Next::Forward(forward) => forward_to(connection, parts, body, forward, exchange).await,
         Next::Passthrough => passthrough(connection, parts, body, exchange).await,
     }
 }
@@ -152,10 +172,14 @@ fn local(
             Err(DataError::Blocked { reason: reason() })
         }
         Action::NoRoute | Action::Close => Err(DataError::NoRoute { reason: reason() }),
-        Action::ClusterNotFound { cluster } => {
-            Err(DataError::ClusterNotFound { cluster: cluster.to_string() })
-        }
-        Action::DirectResponse { status, body, headers } => {
+        Action::ClusterNotFound { cluster } => Err(DataError::ClusterNotFound {
+            cluster: cluster.to_string(),
+        }),
+        Action::DirectResponse {
+            status,
+            body,
+            headers,
+        } => {
             let mut response = Response::new(body);
             *response.status_mut() =
                 StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -163,12 +187,17 @@ fn local(
             edit(response.headers_mut(), &headers.response);
             Ok(Next::Answer(response))
         }
-        Action::Redirect { status, location, headers } => {
+        Action::Redirect {
+            status,
+            location,
+            headers,
+        } => {
             let mut response = Response::new(Bytes::new());
             *response.status_mut() =
                 StatusCode::from_u16(status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-            let location = HeaderValue::try_from(location)
-                .map_err(|_| DataError::BadRequest { reason: "the request's path is not text" })?;
+            let location = HeaderValue::try_from(location).map_err(|_| DataError::BadRequest {
+                reason: "the request's path is not text",
+            })?;
             response.headers_mut().insert(LOCATION, location);
             response.headers_mut().insert(SERVER, SERVER_NAME);
             edit(response.headers_mut(), &headers.response);
@@ -189,12 +218,14 @@ async fn forward_to(
     exchange.outcome.upstream.destination = Some(destination.clone());
     let (mut request, client) = upstream_request(parts, body, exchange);
     if let Some(path) = &forward.path {
-        *request.uri_mut() = Uri::try_from(path.as_str())
-            .map_err(|_| DataError::BadRequest { reason: "the rewritten path is no URI" })?;
+        *request.uri_mut() = Uri::try_from(path.as_str()).map_err(|_| DataError::BadRequest {
+            reason: "the rewritten path is no URI",
+        })?;
     }
     if let Some(authority) = &forward.authority {
-        let value = HeaderValue::from_str(authority)
-            .map_err(|_| DataError::BadRequest { reason: "the rewritten authority is not text" })?;
+        let value = HeaderValue::from_str(authority).map_err(|_| DataError::BadRequest {
+            reason: "the rewritten authority is not text",
+        })?;
         request.headers_mut().insert(HOST, value);
     }
     edit(request.headers_mut(), &forward.route.headers.request);
@@ -202,8 +233,20 @@ async fn forward_to(
     let limit = forward.route.timeout;
     let sending = async {
         let original = connection.peer.original;
-        let target = Target::of(&forward.route, destination, &connection.worker.addresses, original).await?;
-        send(&connection.worker, &target, request, &mut exchange.outcome.upstream).await
+        let target = Target::of(
+            &forward.route,
+            destination,
+            &connection.worker.addresses,
+            original,
+        )
+        .await?;
+        send(
+            &connection.worker,
+            &target,
+            request,
+            &mut exchange.outcome.upstream,
+        )
+        .await
     };
     let (response, pooled) = match limit {
         None => sending.await?,
@@ -212,7 +255,12 @@ async fn forward_to(
             .map_err(|_| DataError::RouteTimeout { limit })??,
     };
     let route = Some((forward.route.clone(), forward.chosen));
-    Ok(Answer::Upstream(Box::new(UpstreamAnswer { response, connection: pooled, client, route })))
+    Ok(Answer::Upstream(Box::new(UpstreamAnswer {
+        response,
+        connection: pooled,
+        client,
+        route,
+    })))
 }
 
 /// To the original destination, without retries or timeouts (row 1.2).
@@ -224,17 +272,35 @@ async fn passthrough(
 ) -> Result<Answer, DataError> {
     exchange.outcome.upstream.cluster = "PassthroughCluster";
     let Some(original) = connection.peer.original else {
-        return Err(DataError::NoEndpoints { cluster: "PassthroughCluster".to_owned() });
+        return Err(DataError::NoEndpoints {
+            cluster: "PassthroughCluster".to_owned(),
+        });
     };
     let (request, client) = upstream_request(parts, body, exchange);
     let target = Target {
         addresses: vec![original],
-        connect_timeout: connection.worker.snapshots.current().mesh.routing.connect_timeout,
+        connect_timeout: connection
+            .worker
+            .snapshots
+            .current()
+            .mesh
+            .routing
+            .connect_timeout,
         retries: None,
     };
-    let (response, pooled) =
-        send(&connection.worker, &target, request, &mut exchange.outcome.upstream).await?;
-    let answer = UpstreamAnswer { response, connection: pooled, client, route: None };
+    let (response, pooled) = send(
+        &connection.worker,
+        &target,
+        request,
+        &mut exchange.outcome.upstream,
+    )
+    .await?;
+    let answer = UpstreamAnswer {
+        response,
+        connection: pooled,
+        client,
+        route: None,
+    };
     Ok(Answer::Upstream(Box::new(answer)))
 }
 
@@ -248,8 +314,10 @@ fn upstream_request(
     let upgrade = wants_upgrade(&parts.headers);
     remove_hop_by_hop(&mut parts.headers, upgrade);
     if !parts.headers.contains_key(HOST) {
-        if let Some(value) =
-            parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
+        if let Some(value) = parts
+            .uri
+            .authority()
+            .and_then(|a| HeaderValue::from_str(a.as_str()).ok())
         {
             parts.headers.insert(HOST, value);
         }
@@ -259,8 +327,13 @@ fn upstream_request(
         parts.uri = path.map_or_else(Uri::default, Uri::from);
     }
     parts.version = Version::HTTP_11;
-    parts.headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    parts.headers.insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
+    parts
+        .headers
+        .entry(FORWARDED_PROTO)
+        .or_insert(HeaderValue::from_static("http"));
+    parts
+        .headers
+        .insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
     let mut request = Request::from_parts(parts, exchange.request_body(body));
     let client = upgrade.then(|| {
         exchange.count_received();
@@ -274,8 +347,15 @@ fn finish_head(response: &mut Response<Incoming>, exchange: &Exchange, upgraded:
     let headers = response.headers_mut();
     remove_hop_by_hop(headers, upgraded);
     headers.insert(SERVER, SERVER_NAME);
-    let millis = exchange.outcome.service_time.unwrap_or_default().as_millis();
-    headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
+    let millis = exchange
+        .outcome
+        .service_time
+        .unwrap_or_default()
+        .as_millis();
+    headers.insert(
+        SERVICE_TIME,
+        HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)),
+    );
     *response.version_mut() = Version::HTTP_11;
 }
 
@@ -289,14 +369,21 @@ fn refusal(error: &DataError, mut exchange: Box<Exchange>) -> Response<ResponseB
     outcome.details = verdict.details;
     outcome.transport_failure = verdict.transport_failure;
     let text = error.to_string();
-    let line = if text.starts_with("egress: ") { text } else { format!("egress: {text}") };
+    let line = if text.starts_with("egress: ") {
+        text
+    } else {
+        format!("egress: {text}")
+    };
     let body = Bytes::from(line + "\n");
     let mut response = Response::new(ResponseBody::local(body, exchange));
     *response.status_mut() =
         StatusCode::from_u16(verdict.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
     headers.insert(SERVER, SERVER_NAME);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -306,21 +393,25 @@ fn authority(parts: &Parts) -> Result<HeaderValue, DataError> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(DataError::BadRequest { reason: "the request has several Host headers" });
+        return Err(DataError::BadRequest {
+            reason: "the request has several Host headers",
+        });
     }
     if let Some(authority) = parts.uri.authority() {
-        return HeaderValue::from_str(authority.as_str())
-            .map_err(|_| DataError::BadRequest { reason: "the request target is not text" });
+        return HeaderValue::from_str(authority.as_str()).map_err(|_| DataError::BadRequest {
+            reason: "the request target is not text",
+        });
     }
-    host.cloned().ok_or(DataError::BadRequest { reason: "the request has no Host header" })
+    host.cloned().ok_or(DataError::BadRequest {
+        reason: "the request has no Host header",
+    })
 }
 
 /// Bytes of a WebSocket or another upgraded protocol, until both sides have ended.
 async fn relay_upgraded(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>) {
     match tokio::try_join!(client, server) {
         Ok((client, server)) => {
-            let (copied, _) =
-                copy::both_ways(TokioIo::new(client), TokioIo::new(server)).await;
+            let (copied, _) = copy::both_ways(TokioIo::new(client), TokioIo::new(server)).await;
             exchange.record_upgraded(copied.received, copied.sent);
         }
         Err(_) => {

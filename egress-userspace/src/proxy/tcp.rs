@@ -2,7 +2,13 @@
 //! Opaque connections: TLS by server name, TCP by address, and whatever goes to its original
 //! destination. Decide, dial, copy, record.
 
-use std::{borrow::Cow, io, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -48,8 +54,16 @@ impl Relay {
     }
 
     fn new(peer: Arc<Peer>, cluster: &'static str, next: Next) -> Self {
-        let upstream = Upstream { cluster, ..Upstream::default() };
-        Self { peer, server_name: String::new(), upstream, next }
+        let upstream = Upstream {
+            cluster,
+            ..Upstream::default()
+        };
+        Self {
+            peer,
+            server_name: String::new(),
+            upstream,
+            next,
+        }
     }
 }
 
@@ -78,14 +92,15 @@ pub fn decide(
     let mut relay = match action {
         Action::Forward(forward) => {
             let destination = forward.destination().clone();
-            let mut relay =
-                Relay::new(peer, "", Next::Destination(forward.route, destination.clone()));
+            let mut relay = Relay::new(
+                peer,
+                "",
+                Next::Destination(forward.route, destination.clone()),
+            );
             relay.upstream.destination = Some(destination);
             relay
         }
-        Action::Passthrough => {
-            Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout)
-        }
+        Action::Passthrough => Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout),
         Action::Blackhole => Relay::refused(peer, "BlackHoleCluster"),
         _ => {
             let reason = snapshot.table.reason(&question);

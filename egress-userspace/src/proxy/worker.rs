@@ -24,9 +24,7 @@ use super::{
     connection::{self, Worker},
 };
 use crate::{
-    config::snapshot::Snapshot,
-    kernel::original_dst::Capture,
-    latest::Latest,
+    config::snapshot::Snapshot, kernel::original_dst::Capture, latest::Latest,
     upstream::resolve::AddressBook,
 };
 
@@ -202,7 +200,8 @@ fn wanted(listen: &Listen, snapshot: &Snapshot) -> Vec<(SocketAddr, u16)> {
             .into_iter()
             .flat_map(|(server, _)| {
                 let port = map.get(&server).copied().unwrap_or(server);
-                bind.iter().map(move |ip| (SocketAddr::new(*ip, port), server))
+                bind.iter()
+                    .map(move |ip| (SocketAddr::new(*ip, port), server))
             })
             .collect(),
     }
@@ -212,8 +211,11 @@ fn wanted(listen: &Listen, snapshot: &Snapshot) -> Vec<(SocketAddr, u16)> {
 /// same user without a word.
 fn probe(address: SocketAddr) -> Result<(), ProxyError> {
     let socket = || -> io::Result<()> {
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -225,8 +227,11 @@ fn probe(address: SocketAddr) -> Result<(), ProxyError> {
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ProxyError> {
     let bound = || -> io::Result<std::net::TcpListener> {
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if address.is_ipv6() {
             // `0.0.0.0` and `::` are bound side by side.
             socket.set_only_v6(true)?;
@@ -324,7 +329,9 @@ fn start_accepting(
             let stop = worker.drain.child_token();
             accepting.insert(key, stop.clone());
             let accepted = worker.clone();
-            worker.tasks.spawn(async move { accept(accepted, listener, key.1, stop).await });
+            worker
+                .tasks
+                .spawn(async move { accept(accepted, listener, key.1, stop).await });
         }
         Err(error) => tracing::error!(address = %key.0, %error, "cannot listen"),
     }
@@ -354,12 +361,7 @@ async fn accept(
     }
 }
 
-fn start_serving(
-    worker: &Arc<Worker>,
-    stream: TcpStream,
-    remote: SocketAddr,
-    server_port: u16,
-) {
+fn start_serving(worker: &Arc<Worker>, stream: TcpStream, remote: SocketAddr, server_port: u16) {
     let serving = worker.clone();
     worker
         .tasks

@@ -24,13 +24,19 @@ pub fn first_match<'r>(
         let Some((block, name)) = rule.matches(request) else {
             why.step(|| {
                 let index = rule.index;
-                Step::about(origin, format!("{origin} http[{index}] does not match the request"))
+                Step::about(
+                    origin,
+                    format!("{origin} http[{index}] does not match the request"),
+                )
             });
             continue;
         };
         why.step(|| {
             let conditions = describe(block, gateway);
-            Step::about(origin, format!("{origin} http[{}] matched ({conditions})", rule.index))
+            Step::about(
+                origin,
+                format!("{origin} http[{}] matched ({conditions})", rule.index),
+            )
         });
         return Some(Decision {
             action: action(rule, block, request, draw, why),
@@ -57,10 +63,14 @@ pub fn forward(
                 format!("destination {host}:{port} is not in the registry: no ServiceEntry has it")
             } else {
                 let subset = &destination.subset;
-                format!("destination {host}:{port} has no subset {subset}: no DestinationRule has it")
+                format!(
+                    "destination {host}:{port} has no subset {subset}: no DestinationRule has it"
+                )
             })
         });
-        return Action::ClusterNotFound { cluster: destination.cluster.clone() };
+        return Action::ClusterNotFound {
+            cluster: destination.cluster.clone(),
+        };
     }
     why.step(|| {
         let (weight, total) = (route.destinations[chosen].weight, route.total_weight);
@@ -78,7 +88,12 @@ pub fn forward(
         }
     });
     let (authority, path) = rewritten;
-    Action::Forward(Forward { route: route.clone(), chosen, authority, path })
+    Action::Forward(Forward {
+        route: route.clone(),
+        chosen,
+        authority,
+        path,
+    })
 }
 
 fn action(
@@ -88,7 +103,10 @@ fn action(
     draw: u32,
     why: &mut Why,
 ) -> Action {
-    let Traffic::Http { scheme, host, path, .. } = request.traffic else {
+    let Traffic::Http {
+        scheme, host, path, ..
+    } = request.traffic
+    else {
         return Action::Close;
     };
     match &rule.action {
@@ -176,7 +194,9 @@ fn split_query(sent: &str) -> (&str, &str) {
 /// The conditions of a block in a few words.
 fn describe(block: Option<&HttpMatch>, gateway: &str) -> String {
     let mut parts = vec![format!("gateways={gateway}")];
-    let Some(block) = block else { return parts.remove(0) };
+    let Some(block) = block else {
+        return parts.remove(0);
+    };
     parts.extend(block.port.map(|port| format!("port={port}")));
     let mut condition = |name: &str, condition: &Option<StringMatch>| {
         if let Some(condition) = condition {
@@ -192,11 +212,31 @@ fn describe(block: Option<&HttpMatch>, gateway: &str) -> String {
     condition("method", &block.method);
     condition("scheme", &block.scheme);
     condition("authority", &block.authority);
-    parts.extend(block.headers.iter().map(|(name, _)| format!("header {name}")));
-    parts.extend(block.without_headers.iter().map(|(name, _)| format!("without header {name}")));
-    parts.extend(block.query_params.iter().map(|(name, _)| format!("query {name}")));
+    parts.extend(
+        block
+            .headers
+            .iter()
+            .map(|(name, _)| format!("header {name}")),
+    );
+    parts.extend(
+        block
+            .without_headers
+            .iter()
+            .map(|(name, _)| format!("without header {name}")),
+    );
+    parts.extend(
+        block
+            .query_params
+            .iter()
+            .map(|(name, _)| format!("query {name}")),
+    );
     if block.gateways.is_empty() {
-        parts.extend(block.source_labels.iter().map(|(key, value)| format!("label {key}={value}")));
+        parts.extend(
+            block
+                .source_labels
+                .iter()
+                .map(|(key, value)| format!("label {key}={value}")),
+        );
         if !block.source_namespace.is_empty() {
             parts.push(format!("sourceNamespace={}", block.source_namespace));
         }

@@ -236,12 +236,18 @@ pub struct Step {
 impl Step {
     /// A step that speaks of one object.
     pub fn about(origin: &Arc<super::service::Origin>, text: String) -> Self {
-        Self { text: text.into(), origin: Some(origin.clone()) }
+        Self {
+            text: text.into(),
+            origin: Some(origin.clone()),
+        }
     }
 
     /// A step that speaks of no object.
     pub fn plain(text: impl Into<Cow<'static, str>>) -> Self {
-        Self { text: text.into(), origin: None }
+        Self {
+            text: text.into(),
+            origin: None,
+        }
     }
 }
 

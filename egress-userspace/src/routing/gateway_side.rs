@@ -64,10 +64,16 @@ struct Considered {
 impl GatewaySide {
     /// Compiles the VirtualServices of the Gateways that select this workload.
     pub fn build(objects: &Objects, registry: &Registry, proxy: GatewayProxy<'_>) -> Self {
-        let gateways: Vec<_> =
-            objects.gateways.iter().map(|g| (g.clone(), selects(g, proxy))).collect();
-        let selected: Vec<_> =
-            gateways.iter().filter(|(_, yes)| *yes).map(|(g, _)| gateway_name(g)).collect();
+        let gateways: Vec<_> = objects
+            .gateways
+            .iter()
+            .map(|g| (g.clone(), selects(g, proxy)))
+            .collect();
+        let selected: Vec<_> = gateways
+            .iter()
+            .filter(|(_, yes)| *yes)
+            .map(|(g, _)| gateway_name(g))
+            .collect();
         let mut ports = BTreeMap::new();
         for (gateway, _) in gateways.iter().filter(|(_, yes)| *yes) {
             for server in &gateway.servers {
@@ -93,7 +99,12 @@ impl GatewaySide {
                 let service = compiled
                     .entry(name.clone())
                     .or_insert_with(|| {
-                        Arc::new(compiler.compile(vs, For { gateways: std::slice::from_ref(&name) }))
+                        Arc::new(compiler.compile(
+                            vs,
+                            For {
+                                gateways: std::slice::from_ref(&name),
+                            },
+                        ))
                     })
                     .clone();
                 for server in &gateway.servers {
@@ -115,12 +126,17 @@ impl GatewaySide {
 
     /// Server ports with the protocol of the first server on each.
     pub fn ports(&self) -> Vec<(u16, Protocol)> {
-        self.ports.iter().map(|(port, p)| (*port, p.protocol)).collect()
+        self.ports
+            .iter()
+            .map(|(port, p)| (*port, p.protocol))
+            .collect()
     }
 
     /// Protocol family of a server port.
     pub fn port_protocol(&self, port: u16) -> Protocol {
-        self.ports.get(&port).map_or(Protocol::Auto, |p| p.protocol.family())
+        self.ports
+            .get(&port)
+            .map_or(Protocol::Auto, |p| p.protocol.family())
     }
 
     /// Decides one request or connection.
@@ -134,7 +150,10 @@ impl GatewaySide {
 
     fn http(&self, request: &Request<'_>, sent: &str, draw: u32, why: &mut Why) -> Decision {
         let name = host::normalize(sent);
-        let found = self.ports.get(&request.port).and_then(|port| port.hosts.find(&name));
+        let found = self
+            .ports
+            .get(&request.port)
+            .and_then(|port| port.hosts.find(&name));
         let Some(found) = found else {
             self.explain_nothing(request.port, &name, why);
             return no_route(None);
@@ -145,7 +164,9 @@ impl GatewaySide {
         });
         let surviving = rules.filter(|(_, rule): &(_, &CompiledRule)| rule.survives(request));
         let gateway = found.services.first().map_or_else(String::new, |service| {
-            self.bound_to(&service.source).map(display).unwrap_or_default()
+            self.bound_to(&service.source)
+                .map(display)
+                .unwrap_or_default()
         });
         first_match(surviving, &gateway, request, draw, why).unwrap_or_else(|| {
             why.step(|| Step::plain(format!("no http rule matches {name}:{}", request.port)));
@@ -162,8 +183,11 @@ impl GatewaySide {
         draw: u32,
         why: &mut Why,
     ) -> Decision {
-        let closed =
-            || Decision { action: Action::Close, route_name: no_name(), virtual_service: None };
+        let closed = || Decision {
+            action: Action::Close,
+            route_name: no_name(),
+            virtual_service: None,
+        };
         let tls = matches!(request.traffic, Traffic::Tls { .. });
         let name = sni.map(host::normalize);
         let Some(port) = self.ports.get(&request.port) else {
@@ -176,8 +200,11 @@ impl GatewaySide {
             None => Box::new(port.hosts.all().flat_map(|h| &h.services)),
         };
         for service in services {
-            let (rules, field) =
-                if tls { (&service.tls, "tls") } else { (&service.tcp, "tcp") };
+            let (rules, field) = if tls {
+                (&service.tls, "tls")
+            } else {
+                (&service.tcp, "tcp")
+            };
             if let Some(rule) = rules.iter().find(|r| r.matches(request, name.as_deref())) {
                 why.step(|| {
                     let origin = &service.source.origin;
@@ -190,12 +217,19 @@ impl GatewaySide {
                 };
             }
         }
-        self.explain_nothing(request.port, name.as_deref().unwrap_or("(no server name)"), why);
+        self.explain_nothing(
+            request.port,
+            name.as_deref().unwrap_or("(no server name)"),
+            why,
+        );
         closed()
     }
 
     fn bound_to(&self, vs: &super::virtual_service::VirtualService) -> Option<&GatewayName> {
-        self.considered.selected.iter().find(|g| vs.gateways.contains(g))
+        self.considered
+            .selected
+            .iter()
+            .find(|g| vs.gateways.contains(g))
     }
 
     /// Records which Gateways and VirtualServices were considered and why none fits.
@@ -224,7 +258,11 @@ impl GatewaySide {
                 } else if self.bound_to(vs).is_none() {
                     let bound: Vec<_> = vs.gateways.iter().map(display).collect();
                     let want: Vec<_> = self.considered.selected.iter().map(display).collect();
-                    format!("bound to gateway {}, not {}", bound.join(", "), want.join(", "))
+                    format!(
+                        "bound to gateway {}, not {}",
+                        bound.join(", "),
+                        want.join(", ")
+                    )
                 } else {
                     "none of its rules is for this gateway, port and request".to_owned()
                 };
@@ -238,7 +276,11 @@ fn selects(gateway: &Gateway, proxy: GatewayProxy<'_>) -> bool {
     let named = proxy.only.is_none_or(|(namespace, name)| {
         *namespace == gateway.origin.namespace && *name == gateway.origin.name
     });
-    named && gateway.selector.iter().all(|(key, value)| proxy.labels.get(key) == Some(value))
+    named
+        && gateway
+            .selector
+            .iter()
+            .all(|(key, value)| proxy.labels.get(key) == Some(value))
 }
 
 fn gateway_name(gateway: &Gateway) -> GatewayName {
@@ -267,11 +309,17 @@ fn admits(gateway: &Gateway, port: u16, host: &str) -> bool {
 fn bind(hosts: &mut HostMap<Host>, server: &Server, service: &Arc<CompiledService>) {
     let source = &service.source;
     for admitted in &server.hosts {
-        if admitted.namespace.as_ref().is_some_and(|ns| *ns != source.origin.namespace) {
+        if admitted
+            .namespace
+            .as_ref()
+            .is_some_and(|ns| *ns != source.origin.namespace)
+        {
             continue;
         }
         for wanted in &source.hosts {
-            let Some(common) = admitted.host.intersection(wanted) else { continue };
+            let Some(common) = admitted.host.intersection(wanted) else {
+                continue;
+            };
             insert(hosts, common, service);
         }
     }
@@ -284,8 +332,10 @@ fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Arc<Compil
     }
     let at = host.services.len();
     host.services.push(service.clone());
-    host.http.extend((0..service.http.len()).map(|rule| (at, rule)));
+    host.http
+        .extend((0..service.http.len()).map(|rule| (at, rule)));
     let services = &host.services;
     // Stable: keeps creation order within both halves.
-    host.http.sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+    host.http
+        .sort_by_key(|&(s, r)| services[s].http[r].catch_all);
 }

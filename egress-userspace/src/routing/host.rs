@@ -135,8 +135,9 @@ impl<T: Default> HostMap<T> {
                 let at = match self.partial.iter().position(|(have, _)| have == suffix) {
                     Some(at) => at,
                     None => {
-                        let at =
-                            self.partial.partition_point(|(have, _)| have.len() >= suffix.len());
+                        let at = self
+                            .partial
+                            .partition_point(|(have, _)| have.len() >= suffix.len());
                         self.partial.insert(at, (suffix.clone(), T::default()));
                         at
                     }
@@ -150,7 +151,10 @@ impl<T: Default> HostMap<T> {
 
 impl<T> HostMap<T> {
     /// Every value whose pattern holds the normalised host, most specific first.
-    pub fn matching<'t, 'h>(&'t self, host: &'h str) -> impl Iterator<Item = &'t T> + use<'t, 'h, T> {
+    pub fn matching<'t, 'h>(
+        &'t self,
+        host: &'h str,
+    ) -> impl Iterator<Item = &'t T> + use<'t, 'h, T> {
         let dots = host
             .bytes()
             .enumerate()
@@ -162,13 +166,22 @@ impl<T> HostMap<T> {
             .iter()
             .filter(move |(suffix, _)| host.len() > suffix.len() && host.ends_with(suffix.as_str()))
             .map(|(_, value)| value);
-        self.exact.get(host).into_iter().chain(dots).chain(partial).chain(&self.any)
+        self.exact
+            .get(host)
+            .into_iter()
+            .chain(dots)
+            .chain(partial)
+            .chain(&self.any)
     }
 
     /// Every value, in no particular order.
     pub fn all(&self) -> impl Iterator<Item = &T> {
         let partial = self.partial.iter().map(|(_, value)| value);
-        self.exact.values().chain(self.suffixes.values()).chain(partial).chain(&self.any)
+        self.exact
+            .values()
+            .chain(self.suffixes.values())
+            .chain(partial)
+            .chain(&self.any)
     }
 
     /// The most specific value that holds the normalised host.
@@ -194,7 +207,11 @@ mod tests {
             ("*foo.com", "foo.com", false),
         ];
         for (pattern, host, expected) in cases {
-            assert_eq!(HostPattern::parse(pattern).matches(host), expected, "{pattern} {host}");
+            assert_eq!(
+                HostPattern::parse(pattern).matches(host),
+                expected,
+                "{pattern} {host}"
+            );
         }
     }
 
@@ -219,12 +236,19 @@ mod tests {
     #[test]
     fn the_most_specific_entry_wins() {
         let mut map = HostMap::<Vec<u8>>::default();
-        for (value, pattern) in ["*", "*.com", "*.foo.com", "a.foo.com", "*foo.com"].iter().enumerate()
+        for (value, pattern) in ["*", "*.com", "*.foo.com", "a.foo.com", "*foo.com"]
+            .iter()
+            .enumerate()
         {
             map.entry(&HostPattern::parse(pattern)).push(value as u8);
         }
-        let cases =
-            [("a.foo.com", 3), ("b.foo.com", 2), ("b.a.foo.com", 2), ("x.com", 1), ("x.org", 0)];
+        let cases = [
+            ("a.foo.com", 3),
+            ("b.foo.com", 2),
+            ("b.a.foo.com", 2),
+            ("x.com", 1),
+            ("x.org", 0),
+        ];
         for (host, expected) in cases {
             assert_eq!(map.find(host), Some(&vec![expected]), "{host}");
         }
@@ -240,8 +264,14 @@ mod tests {
         ];
         for (a, b, expected) in cases {
             let (a, b) = (HostPattern::parse(a), HostPattern::parse(b));
-            assert_eq!(a.intersection(&b).map(ToString::to_string).as_deref(), expected);
-            assert_eq!(b.intersection(&a).map(ToString::to_string).as_deref(), expected);
+            assert_eq!(
+                a.intersection(&b).map(ToString::to_string).as_deref(),
+                expected
+            );
+            assert_eq!(
+                b.intersection(&a).map(ToString::to_string).as_deref(),
+                expected
+            );
         }
     }
 }

@@ -38,7 +38,9 @@ impl MeshSide {
     pub fn build(objects: &Objects, registry: &Registry) -> Self {
         let mut compiler = Compiler::new(registry, &objects.mesh);
         let mut by_host = HostMap::<Vec<Arc<CompiledService>>>::default();
-        let mesh = For { gateways: &[GatewayName::Mesh] };
+        let mesh = For {
+            gateways: &[GatewayName::Mesh],
+        };
         for source in &objects.virtual_services {
             if !source.gateways.contains(&GatewayName::Mesh) {
                 continue;
@@ -55,10 +57,17 @@ impl MeshSide {
             .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
             .map(|(service, port)| {
                 let retries = port.protocol.is_http().then(|| retries.clone()).flatten();
-                (key(service, port.number), default_route(registry, (service, port), retries))
+                (
+                    key(service, port.number),
+                    default_route(registry, (service, port), retries),
+                )
             })
             .collect();
-        Self { by_host, defaults, policy: objects.mesh.outbound }
+        Self {
+            by_host,
+            defaults,
+            policy: objects.mesh.outbound,
+        }
     }
 
     /// Decides one request or connection.
@@ -89,14 +98,20 @@ impl MeshSide {
         let service = registry.find(&host, request.port, namespace);
         note_service(service, &host, request.port, why);
         let applies = service.is_some() || request.port == UNREGISTERED_PORT;
-        if let Some(vs) = self.virtual_service(&host, namespace, why).filter(|_| applies) {
+        if let Some(vs) = self
+            .virtual_service(&host, namespace, why)
+            .filter(|_| applies)
+        {
             let mut surviving = vs.http.iter().filter(|r| r.survives(request)).peekable();
             if surviving.peek().is_some() {
                 let rules = surviving.map(|rule| (vs.as_ref(), rule));
                 return first_match(rules, "mesh", request, draw, why).unwrap_or_else(|| {
                     why.step(|| {
                         let origin = &vs.source.origin;
-                        Step::about(origin, format!("{origin}: no rule matches, and it has no default"))
+                        Step::about(
+                            origin,
+                            format!("{origin}: no rule matches, and it has no default"),
+                        )
                     });
                     no_route(Some(vs.name.clone()))
                 });
@@ -129,11 +144,17 @@ impl MeshSide {
         let service = registry.find(&name, request.port, namespace);
         note_service(service, &name, request.port, why);
         if let Some(vs) = self.virtual_service(&name, namespace, why) {
-            let rule = vs.tls.iter().find(|rule| rule.matches(request, Some(name.as_ref())));
+            let rule = vs
+                .tls
+                .iter()
+                .find(|rule| rule.matches(request, Some(name.as_ref())));
             if let Some(rule) = rule {
                 why.step(|| {
                     let origin = &vs.source.origin;
-                    Step::about(origin, format!("{origin} tls[{}] matched (sni={name})", rule.index))
+                    Step::about(
+                        origin,
+                        format!("{origin} tls[{}] matched (sni={name})", rule.index),
+                    )
                 });
                 return self.connection(rule.route.on(request.port), Some(vs), draw, why);
             }
@@ -163,7 +184,10 @@ impl MeshSide {
             return self.unknown(request, &shown, why);
         };
         note_service(Some((service, port)), &shown, request.port, why);
-        let vs = service.host.exact().and_then(|host| self.virtual_service(host, namespace, why));
+        let vs = service
+            .host
+            .exact()
+            .and_then(|host| self.virtual_service(host, namespace, why));
         if let Some(vs) = vs {
             if let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None)) {
                 why.step(|| {
@@ -184,8 +208,9 @@ impl MeshSide {
         why: &mut Why,
     ) -> Option<&Arc<CompiledService>> {
         for candidates in self.by_host.matching(host) {
-            let mut visible =
-                candidates.iter().filter(|vs| vs.source.export_to.covers(namespace));
+            let mut visible = candidates
+                .iter()
+                .filter(|vs| vs.source.export_to.covers(namespace));
             if let Some(first) = visible.next() {
                 for other in visible {
                     why.step(|| {
@@ -211,7 +236,10 @@ impl MeshSide {
 
     fn default_of(&self, (service, port): ServiceAt<'_>, draw: u32, why: &mut Why) -> Decision {
         why.step(|| {
-            Step::about(&service.origin, format!("default route of {}", service.origin))
+            Step::about(
+                &service.origin,
+                format!("default route of {}", service.origin),
+            )
         });
         static NAME: OnceLock<Arc<str>> = OnceLock::new();
         let action = match self.defaults.get(&key(service, port.number)) {
@@ -246,8 +274,13 @@ impl MeshSide {
         let http = matches!(request.traffic, Traffic::Http { .. });
         let (action, name) = match self.policy {
             OutboundPolicy::AllowAny => {
-                why.step(|| Step::plain("outboundTrafficPolicy ALLOW_ANY: to the original destination"));
-                (Action::Passthrough, ALLOW.get_or_init(|| "allow_any".into()))
+                why.step(|| {
+                    Step::plain("outboundTrafficPolicy ALLOW_ANY: to the original destination")
+                });
+                (
+                    Action::Passthrough,
+                    ALLOW.get_or_init(|| "allow_any".into()),
+                )
             }
             OutboundPolicy::RegistryOnly => {
                 why.step(|| {
@@ -261,13 +294,19 @@ impl MeshSide {
             }
         };
         let route_name = if http { name.clone() } else { no_name() };
-        Decision { action, route_name, virtual_service: None }
+        Decision {
+            action,
+            route_name,
+            virtual_service: None,
+        }
     }
 }
 
 /// The namespace whose view of the registry counts; "" sees what is exported to everybody.
 fn client_namespace<'a>(request: &Request<'a>) -> &'a str {
-    request.source.map_or("", |source| source.namespace.as_str())
+    request
+        .source
+        .map_or("", |source| source.namespace.as_str())
 }
 
 fn key(service: &Arc<Service>, port: u16) -> (usize, u16) {
@@ -298,13 +337,19 @@ fn note_service(service: Option<ServiceAt<'_>>, host: &str, port: u16, why: &mut
             &service.origin,
             format!("{} registers {}:{port}", service.origin, service.host),
         ),
-        None => Step::plain(format!("no ServiceEntry visible to the caller registers {host}:{port}")),
+        None => Step::plain(format!(
+            "no ServiceEntry visible to the caller registers {host}:{port}"
+        )),
     });
 }
 
 /// No route: an empty name prints `-`.
 pub fn no_route(virtual_service: Option<Arc<str>>) -> Decision {
-    Decision { action: Action::NoRoute, route_name: no_name(), virtual_service }
+    Decision {
+        action: Action::NoRoute,
+        route_name: no_name(),
+        virtual_service,
+    }
 }
 
 /// The route name of what has none.

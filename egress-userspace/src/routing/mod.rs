@@ -6,8 +6,8 @@
 //! by `config::validate`. [`table`] compiles it for one proxy and answers every question with one
 //! plain [`decision::Decision`], which the proxy carries out and `egress explain` prints.
 
-pub mod decision;
 mod carry_out;
+pub mod decision;
 pub mod gateway;
 mod gateway_side;
 pub mod host;

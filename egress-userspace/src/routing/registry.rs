@@ -31,11 +31,18 @@ pub struct Registry {
 impl Registry {
     /// Indexes the services.
     pub fn new(services: &[Arc<Service>], mesh: &MeshDefaults) -> Self {
-        let mut registry = Self { connect_timeout: mesh.connect_timeout, ..Self::default() };
+        let mut registry = Self {
+            connect_timeout: mesh.connect_timeout,
+            ..Self::default()
+        };
         for service in services {
             registry.by_host.entry(&service.host).push(service.clone());
             for port in &service.ports {
-                registry.by_port.entry(port.number).or_default().push(service.clone());
+                registry
+                    .by_port
+                    .entry(port.number)
+                    .or_default()
+                    .push(service.clone());
             }
         }
         registry
@@ -51,7 +58,9 @@ impl Registry {
                     .filter(|s| s.export_to.covers(namespace))
                     .filter_map(|s| s.port(port).map(|p| (s, p)))
             };
-            visible().find(|(s, _)| s.origin.namespace == namespace).or_else(|| visible().next())
+            visible()
+                .find(|(s, _)| s.origin.namespace == namespace)
+                .or_else(|| visible().next())
         })
     }
 
@@ -86,12 +95,13 @@ impl Registry {
         let named = || {
             visible().find(|(s, _)| {
                 s.addresses.is_empty()
-                    && s.host.exact().is_some_and(|host| names_of_ip.iter().any(|n| n == host))
+                    && s.host
+                        .exact()
+                        .is_some_and(|host| names_of_ip.iter().any(|n| n == host))
             })
         };
-        let any = || {
-            visible().find(|(s, _)| s.addresses.is_empty() && s.resolution == Resolution::None)
-        };
+        let any =
+            || visible().find(|(s, _)| s.addresses.is_empty() && s.resolution == Resolution::None);
         declared.or_else(named).or_else(any)
     }
 
@@ -209,7 +219,11 @@ fn endpoints(service: &Service, port: &ServicePort) -> Endpoints {
             .iter()
             .map(|endpoint| EndpointTarget {
                 address: endpoint.address.clone(),
-                port: endpoint.ports.get(&port.name).copied().unwrap_or(port.target_port),
+                port: endpoint
+                    .ports
+                    .get(&port.name)
+                    .copied()
+                    .unwrap_or(port.target_port),
                 weight: endpoint.weight.max(1),
             })
             .collect()
@@ -219,7 +233,9 @@ fn endpoints(service: &Service, port: &ServicePort) -> Endpoints {
             port: (port.target_port != port.number).then_some(port.target_port),
         },
         Resolution::Static => Endpoints::List(listed()),
-        Resolution::DynamicDns => Endpoints::FromRequest { port: port.target_port },
+        Resolution::DynamicDns => Endpoints::FromRequest {
+            port: port.target_port,
+        },
         Resolution::Dns | Resolution::DnsRoundRobin if !service.endpoints.is_empty() => {
             Endpoints::List(listed())
         }
@@ -245,7 +261,11 @@ impl Service {
 
     /// Length of the longest declared prefix that holds the address, in bits of its family.
     pub fn longest_prefix(&self, ip: IpAddr) -> Option<u8> {
-        self.addresses.iter().filter(|net| net.contains(&ip)).map(IpNet::prefix_len).max()
+        self.addresses
+            .iter()
+            .filter(|net| net.contains(&ip))
+            .map(IpNet::prefix_len)
+            .max()
     }
 }
 

@@ -26,9 +26,14 @@ pub fn default_retries() -> RetryPolicy {
     RetryPolicy {
         attempts: 2,
         per_try_timeout: None,
-        retry_on: ["connect-failure", "refused-stream", "unavailable", "cancelled"]
-            .map(str::to_owned)
-            .to_vec(),
+        retry_on: [
+            "connect-failure",
+            "refused-stream",
+            "unavailable",
+            "cancelled",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         retriable_status_codes: Vec::new(),
     }
 }
@@ -121,7 +126,11 @@ pub struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     /// A compiler over a registry.
     pub fn new(registry: &'a Registry, mesh: &'a MeshDefaults) -> Self {
-        Self { registry, mesh, destinations: HashMap::new() }
+        Self {
+            registry,
+            mesh,
+            destinations: HashMap::new(),
+        }
     }
 
     /// Compiles one VirtualService.
@@ -160,8 +169,12 @@ impl<'a> Compiler<'a> {
     ) -> Vec<CompiledTcpRule> {
         let mut compiled = Vec::with_capacity(rules.len());
         for (index, rule) in rules.iter().enumerate() {
-            let matches: Vec<_> =
-                rule.matches.iter().filter(|m| plays(&m.gateways, proxy)).cloned().collect();
+            let matches: Vec<_> = rule
+                .matches
+                .iter()
+                .filter(|m| plays(&m.gateways, proxy))
+                .cloned()
+                .collect();
             if matches.is_empty() && !rule.matches.is_empty() {
                 continue;
             }
@@ -172,7 +185,11 @@ impl<'a> Compiler<'a> {
                 retries: None,
                 headers: HeaderOperations::default(),
             });
-            compiled.push(CompiledTcpRule { index, matches, route });
+            compiled.push(CompiledTcpRule {
+                index,
+                matches,
+                route,
+            });
         }
         compiled
     }
@@ -204,8 +221,10 @@ impl<'a> Compiler<'a> {
 
     /// The retry policy in effect; `None`: no retries (`attempts: 0`).
     pub fn retries(&self, rule: Option<&RetryPolicy>) -> Option<RetryPolicy> {
-        let policy =
-            rule.or(self.mesh.retries.as_ref()).cloned().unwrap_or_else(default_retries);
+        let policy = rule
+            .or(self.mesh.retries.as_ref())
+            .cloned()
+            .unwrap_or_else(default_retries);
         (policy.attempts > 0).then_some(policy)
     }
 
@@ -233,7 +252,10 @@ impl<'a> Compiler<'a> {
         if ports.is_empty() {
             RouteByPort::Same(on(self, 0))
         } else {
-            let routes = ports.into_iter().map(|port| (port, on(self, port))).collect();
+            let routes = ports
+                .into_iter()
+                .map(|port| (port, on(self, port)))
+                .collect();
             RouteByPort::Each(routes, on(self, 0))
         }
     }
@@ -256,8 +278,17 @@ impl<'a> Compiler<'a> {
         listener_port: u16,
         namespace: &str,
     ) -> Arc<Destination> {
-        let settled = if written.port.is_some() { 0 } else { listener_port };
-        let key = (written.host.clone(), written.port, written.subset.clone(), settled);
+        let settled = if written.port.is_some() {
+            0
+        } else {
+            listener_port
+        };
+        let key = (
+            written.host.clone(),
+            written.port,
+            written.subset.clone(),
+            settled,
+        );
         let registry = self.registry;
         self.destinations
             .entry(key)
@@ -316,12 +347,19 @@ impl CompiledTcpRule {
 
 /// The rule without match blocks that name other gateways; `None` when nothing is left.
 fn bound_rule(rule: &HttpRule, proxy: For<'_>) -> Option<HttpRule> {
-    let matches: Vec<_> =
-        rule.matches.iter().filter(|m| plays(&m.gateways, proxy)).cloned().collect();
+    let matches: Vec<_> = rule
+        .matches
+        .iter()
+        .filter(|m| plays(&m.gateways, proxy))
+        .cloned()
+        .collect();
     if matches.is_empty() && !rule.matches.is_empty() {
         return None;
     }
-    Some(HttpRule { matches, ..rule.clone() })
+    Some(HttpRule {
+        matches,
+        ..rule.clone()
+    })
 }
 
 fn plays(gateways: &[GatewayName], proxy: For<'_>) -> bool {
@@ -353,7 +391,11 @@ fn is_catch_all(rule: &HttpRule) -> bool {
 }
 
 fn route_names(rule: &HttpRule) -> Vec<Arc<str>> {
-    let base = if rule.name.is_empty() { "default" } else { rule.name.as_str() };
+    let base = if rule.name.is_empty() {
+        "default"
+    } else {
+        rule.name.as_str()
+    };
     if rule.matches.is_empty() {
         return vec![base.into()];
     }
@@ -374,27 +416,36 @@ fn static_match(block: &HttpMatch, request: &Request<'_>) -> bool {
             || source_match(&block.source_labels, &block.source_namespace, request))
 }
 
-fn source_match(
-    labels: &BTreeMap<String, String>,
-    namespace: &str,
-    request: &Request<'_>,
-) -> bool {
+fn source_match(labels: &BTreeMap<String, String>, namespace: &str, request: &Request<'_>) -> bool {
     if labels.is_empty() && namespace.is_empty() {
         return true;
     }
     request.source.is_some_and(|source| {
         (namespace.is_empty() || namespace == source.namespace)
-            && labels.iter().all(|(key, value)| source.labels.get(key) == Some(value))
+            && labels
+                .iter()
+                .all(|(key, value)| source.labels.get(key) == Some(value))
     })
 }
 
 fn dynamic_match(block: &HttpMatch, request: &Request<'_>) -> bool {
-    let Traffic::Http { method, scheme, host, path, headers } = request.traffic else {
+    let Traffic::Http {
+        method,
+        scheme,
+        host,
+        path,
+        headers,
+    } = request.traffic
+    else {
         return false;
     };
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let uri_fits = block.uri.as_ref().is_none_or(|uri| {
-        if block.ignore_uri_case { uri.matches_ignoring_case(path) } else { uri.matches(path) }
+        if block.ignore_uri_case {
+            uri.matches_ignoring_case(path)
+        } else {
+            uri.matches(path)
+        }
     });
     let fits = |condition: &Option<StringMatch>, value: &str| {
         condition.as_ref().is_none_or(|c| c.matches(value))
@@ -411,14 +462,18 @@ fn dynamic_match(block: &HttpMatch, request: &Request<'_>) -> bool {
             .without_headers
             .iter()
             .all(|(name, c)| header(headers, name).is_none_or(|value| !c.matches(&value)))
-        && block.query_params.iter().all(|(name, c)| {
-            query_value(query, name).is_some_and(|value| c.matches(value))
-        })
+        && block
+            .query_params
+            .iter()
+            .all(|(name, c)| query_value(query, name).is_some_and(|value| c.matches(value)))
 }
 
 /// All values of a header joined by commas, as Envoy matches them.
 fn header<'a>(headers: &'a http::HeaderMap, name: &http::HeaderName) -> Option<Cow<'a, str>> {
-    let mut values = headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()));
+    let mut values = headers
+        .get_all(name)
+        .iter()
+        .map(|v| String::from_utf8_lossy(v.as_bytes()));
     let first = values.next()?;
     let mut rest = values.peekable();
     if rest.peek().is_none() {

@@ -98,12 +98,25 @@ impl Table {
         let registry = Registry::new(&objects.services, &objects.mesh);
         let side = match &role {
             Role::Mesh => Side::Mesh(Box::new(MeshSide::build(&objects, &registry))),
-            Role::Gateway { namespace, labels, only } => {
-                let proxy = GatewayProxy { namespace, labels, only: only.as_ref() };
+            Role::Gateway {
+                namespace,
+                labels,
+                only,
+            } => {
+                let proxy = GatewayProxy {
+                    namespace,
+                    labels,
+                    only: only.as_ref(),
+                };
                 Side::Gateway(Box::new(GatewaySide::build(&objects, &registry, proxy)))
             }
         };
-        Self { role, objects, registry, side }
+        Self {
+            role,
+            objects,
+            registry,
+            side,
+        }
     }
 
     /// Decides one request. `draw` is a uniformly random number that picks among weighted

@@ -63,7 +63,10 @@ pub fn candidates(
                     unresolved = Some((name, reason));
                 }
                 Some(resolved) => addresses.extend(
-                    resolved.addresses.iter().map(|ip| SocketAddr::new(*ip, target.port)),
+                    resolved
+                        .addresses
+                        .iter()
+                        .map(|ip| SocketAddr::new(*ip, target.port)),
                 ),
             },
             EndpointAddress::Unix(_) => unix = true,

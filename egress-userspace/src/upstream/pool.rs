@@ -32,7 +32,9 @@ pub struct Pool<B> {
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
-        Self { idle: Mutex::default() }
+        Self {
+            idle: Mutex::default(),
+        }
     }
 }
 

@@ -24,7 +24,9 @@ impl DurationText {
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
             let (number, tail) = rest.split_at(digits);
-            let units = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+            let units = tail
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(units);
             let seconds = match unit {
                 "ns" => 1e-9,

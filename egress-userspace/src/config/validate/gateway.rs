@@ -31,19 +31,21 @@ pub fn validate(
         let at = format!("spec.servers[{index}]");
         if !raw.port.name.is_empty() && !port_names.insert(&raw.port.name) {
             let name = &raw.port.name;
-            findings.error(format!("{at}.port.name"), format!("port name `{name}` is given twice"));
+            findings.error(
+                format!("{at}.port.name"),
+                format!("port name `{name}` is given twice"),
+            );
         }
         servers.extend(server(raw, &at, scope.namespace, findings));
     }
-    Gateway { origin: origin.clone(), selector: gateway.selector.clone(), servers }
+    Gateway {
+        origin: origin.clone(),
+        selector: gateway.selector.clone(),
+        servers,
+    }
 }
 
-fn server(
-    raw: &raw::Server,
-    at: &str,
-    namespace: &str,
-    findings: &mut Findings,
-) -> Option<Server> {
+fn server(raw: &raw::Server, at: &str, namespace: &str, findings: &mut Findings) -> Option<Server> {
     let port = names::port(raw.port.number, &format!("{at}.port.number"), findings);
     if raw.port.name.is_empty() {
         findings.error(format!("{at}.port.name"), "a server port needs a name");
@@ -58,7 +60,10 @@ fn server(
     if protocol.is_none() {
         let field = format!("{at}.port.protocol");
         let given = &raw.port.protocol;
-        findings.error(field, format!("protocol `{given}` is not one of HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS"));
+        findings.error(
+            field,
+            format!("protocol `{given}` is not one of HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS"),
+        );
     }
     let bind = match raw.bind.parse() {
         Ok(ip) => Some(ip),
@@ -73,7 +78,10 @@ fn server(
         }
     };
     findings.not_in_effect(bind.is_some(), format!("{at}.bind"));
-    findings.not_in_effect(raw.default_endpoint.is_some(), format!("{at}.defaultEndpoint"));
+    findings.not_in_effect(
+        raw.default_endpoint.is_some(),
+        format!("{at}.defaultEndpoint"),
+    );
     let hosts = hosts(raw, at, namespace, findings);
     let tls = tls(raw, protocol?, at, findings);
     Some(Server {
@@ -87,16 +95,15 @@ fn server(
 }
 
 /// Row 4.3.
-fn hosts(
-    raw: &raw::Server,
-    at: &str,
-    namespace: &str,
-    findings: &mut Findings,
-) -> Vec<ServerHost> {
+fn hosts(raw: &raw::Server, at: &str, namespace: &str, findings: &mut Findings) -> Vec<ServerHost> {
     if raw.hosts.is_empty() {
         findings.error(format!("{at}.hosts"), "at least one host is required");
     }
-    let rules = HostRules { any: true, ip: true, ..HostRules::default() };
+    let rules = HostRules {
+        any: true,
+        ip: true,
+        ..HostRules::default()
+    };
     let mut hosts = Vec::with_capacity(raw.hosts.len());
     for (index, text) in raw.hosts.iter().enumerate() {
         let field = format!("{at}.hosts[{index}]");
@@ -106,12 +113,18 @@ fn hosts(
             "." => Some(namespace.to_owned()),
             name if names::is_label(name) => Some(name.to_owned()),
             other => {
-                findings.error(&field, format!("`{other}` is no namespace: use a name, `.` or `*`"));
+                findings.error(
+                    &field,
+                    format!("`{other}` is no namespace: use a name, `.` or `*`"),
+                );
                 continue;
             }
         };
         if let Some(host) = names::host(name, rules, &field, findings) {
-            hosts.push(ServerHost { namespace: owner, host });
+            hosts.push(ServerHost {
+                namespace: owner,
+                host,
+            });
         }
     }
     hosts
@@ -128,7 +141,10 @@ fn tls(
     let wants = matches!(protocol, Protocol::Https | Protocol::Tls);
     let Some(tls) = &raw.tls else {
         if wants {
-            findings.error(field, "a server with protocol HTTPS or TLS needs tls settings");
+            findings.error(
+                field,
+                "a server with protocol HTTPS or TLS needs tls settings",
+            );
         }
         return None;
     };
@@ -158,16 +174,17 @@ fn tls(
             "not supported yet: this gateway does not terminate TLS; the server is closed",
         );
     }
-    findings.not_in_effect(!wants && tls.https_redirect, format!("{field}.httpsRedirect"));
-    Some(ServerTls { mode, https_redirect: tls.https_redirect })
+    findings.not_in_effect(
+        !wants && tls.https_redirect,
+        format!("{field}.httpsRedirect"),
+    );
+    Some(ServerTls {
+        mode,
+        https_redirect: tls.https_redirect,
+    })
 }
 
-fn certificates(
-    tls: &raw::ServerTls,
-    mode: ServerTlsMode,
-    field: &str,
-    findings: &mut Findings,
-) {
+fn certificates(tls: &raw::ServerTls, mode: ServerTlsMode, field: &str, findings: &mut Findings) {
     let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
     let secret = !tls.credential_name.is_empty()
         || tls.credential_names.is_some()

@@ -47,11 +47,17 @@ impl Findings {
 
     /// Whether the object is rejected.
     pub fn rejected(&self) -> bool {
-        self.list.iter().any(|finding| finding.severity == Severity::Error)
+        self.list
+            .iter()
+            .any(|finding| finding.severity == Severity::Error)
     }
 
     fn push(&mut self, severity: Severity, field: String, message: String) {
-        self.list.push(Finding { severity, field, message });
+        self.list.push(Finding {
+            severity,
+            field,
+            message,
+        });
     }
 }
 

@@ -33,33 +33,41 @@ pub fn host(
     let name = match &pattern {
         HostPattern::Any if rules.any => return Some(pattern),
         HostPattern::Any => {
-            findings.error(field, "`*` is not allowed here: name a host or a `*.suffix`");
+            findings.error(
+                field,
+                "`*` is not allowed here: name a host or a `*.suffix`",
+            );
             return None;
         }
-        HostPattern::Suffix(suffix) => match suffix.strip_prefix('.') {
-            Some(rest) => rest,
-            None if rules.partial_wildcard => {
-                findings.warning(
+        HostPattern::Suffix(suffix) => {
+            match suffix.strip_prefix('.') {
+                Some(rest) => rest,
+                None if rules.partial_wildcard => {
+                    findings.warning(
                     field,
                     format!("partial wildcard `{text}`: `*.` before a whole label is what clients expect"),
                 );
-                suffix
-            }
-            None => {
-                findings.error(
+                    suffix
+                }
+                None => {
+                    findings.error(
                     field,
                     format!("wildcard `{text}`: `*` must stand for whole labels, as in `*.example.com`"),
                 );
-                return None;
+                    return None;
+                }
             }
-        },
+        }
         HostPattern::Exact(name) => name,
     };
     if name.parse::<IpAddr>().is_ok() {
         if rules.ip && matches!(pattern, HostPattern::Exact(_)) {
             return Some(pattern);
         }
-        findings.error(field, format!("`{text}` is an IP address where a host name is wanted"));
+        findings.error(
+            field,
+            format!("`{text}` is an IP address where a host name is wanted"),
+        );
         return None;
     }
     if let Some(problem) = dns_problem(name) {
@@ -83,7 +91,10 @@ fn dns_problem(name: &str) -> Option<String> {
         return Some("it is empty".to_owned());
     }
     if name.len() > 255 {
-        return Some(format!("{} bytes long, at most 255 are allowed", name.len()));
+        return Some(format!(
+            "{} bytes long, at most 255 are allowed",
+            name.len()
+        ));
     }
     name.split('.').find_map(|label| {
         let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
@@ -94,7 +105,9 @@ fn dns_problem(name: &str) -> Option<String> {
         } else if label.contains('*') {
             Some("`*` may only stand for the first labels".to_owned())
         } else if !label.bytes().all(legal) || label.starts_with('-') || label.ends_with('-') {
-            Some(format!("label `{label}` is not made of letters, digits and inner `-`"))
+            Some(format!(
+                "label `{label}` is not made of letters, digits and inner `-`"
+            ))
         } else {
             None
         }
@@ -150,9 +163,9 @@ pub fn export_to(
     if written.is_empty() {
         // meshConfig's default `.` means the object's own namespace.
         return match default {
-            ExportTo::Namespaces(names) => ExportTo::Namespaces(
-                names.iter().map(|n| resolve_own(n, namespace)).collect(),
-            ),
+            ExportTo::Namespaces(names) => {
+                ExportTo::Namespaces(names.iter().map(|n| resolve_own(n, namespace)).collect())
+            }
             other => other.clone(),
         };
     }
@@ -161,7 +174,10 @@ pub fn export_to(
         if !nobody {
             findings.error(field, "`~` (nobody) is allowed for ServiceEntry only");
         } else if written.len() > 1 {
-            findings.error(field, "`~` (nobody) cannot be combined with other namespaces");
+            findings.error(
+                field,
+                "`~` (nobody) cannot be combined with other namespaces",
+            );
         }
         return ExportTo::Nobody;
     }
@@ -192,7 +208,11 @@ pub fn export_to(
 }
 
 fn resolve_own(name: &str, namespace: &str) -> String {
-    if name == "." { namespace.to_owned() } else { name.to_owned() }
+    if name == "." {
+        namespace.to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 /// A short name completed with the object's namespace (row 5.4).
@@ -212,10 +232,16 @@ mod tests {
     #[test]
     fn hosts_are_checked_by_rules() {
         let none = HostRules::default();
-        let short = HostRules { short: true, ..none };
+        let short = HostRules {
+            short: true,
+            ..none
+        };
         let any = HostRules { any: true, ..none };
         let ip = HostRules { ip: true, ..none };
-        let partial = HostRules { partial_wildcard: true, ..none };
+        let partial = HostRules {
+            partial_wildcard: true,
+            ..none
+        };
         let cases = [
             ("a.com", none, true),
             ("*.a.com", none, true),
@@ -235,7 +261,11 @@ mod tests {
         ];
         for (text, rules, accepted) in cases {
             let mut findings = Findings::default();
-            assert_eq!(host(text, rules, "f", &mut findings).is_some(), accepted, "{text}");
+            assert_eq!(
+                host(text, rules, "f", &mut findings).is_some(),
+                accepted,
+                "{text}"
+            );
             assert_eq!(findings.rejected(), !accepted, "{text}");
         }
     }
@@ -248,16 +278,18 @@ mod tests {
             let value = export_to(&written, "own", &ExportTo::All, nobody, &mut findings);
             (!findings.rejected()).then_some(value)
         };
-        let names = |list: &[&str]| {
-            ExportTo::Namespaces(list.iter().map(ToString::to_string).collect())
-        };
+        let names =
+            |list: &[&str]| ExportTo::Namespaces(list.iter().map(ToString::to_string).collect());
         assert_eq!(check(&[], false), Some(ExportTo::All));
         assert_eq!(check(&["."], false), Some(names(&["own"])));
         assert_eq!(check(&["a", "b"], false), Some(names(&["a", "b"])));
         assert_eq!(check(&["~"], true), Some(ExportTo::Nobody));
-        for (bad, nobody) in
-            [(&["~"][..], false), (&["*", "a"], false), (&[".", "own"], false), (&["A_b"], false)]
-        {
+        for (bad, nobody) in [
+            (&["~"][..], false),
+            (&["*", "a"], false),
+            (&[".", "own"], false),
+            (&["A_b"], false),
+        ] {
             assert_eq!(check(bad, nobody), None, "{bad:?}");
         }
     }
@@ -271,7 +303,10 @@ mod tests {
             ("*.x.com", "*.x.com"),
         ];
         for (text, expected) in cases {
-            assert_eq!(qualify(HostPattern::parse(text), "ns").to_string(), expected);
+            assert_eq!(
+                qualify(HostPattern::parse(text), "ns").to_string(),
+                expected
+            );
         }
     }
 }

@@ -19,8 +19,7 @@ use crate::{
     routing::{
         host::HostPattern,
         service::{
-            Endpoint, EndpointAddress, Location, Origin, Protocol, Resolution, Service,
-            ServicePort,
+            Endpoint, EndpointAddress, Location, Origin, Protocol, Resolution, Service, ServicePort,
         },
     },
 };
@@ -79,14 +78,23 @@ fn hosts(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<HostPattern>
     }
     if entry.hosts.len() > MAX_HOSTS {
         let count = entry.hosts.len();
-        findings.error("spec.hosts", format!("{count} hosts, at most {MAX_HOSTS} are allowed"));
+        findings.error(
+            "spec.hosts",
+            format!("{count} hosts, at most {MAX_HOSTS} are allowed"),
+        );
     }
-    let rules = HostRules { short: true, partial_wildcard: true, ..HostRules::default() };
+    let rules = HostRules {
+        short: true,
+        partial_wildcard: true,
+        ..HostRules::default()
+    };
     let mut seen = BTreeSet::new();
     let mut hosts = Vec::with_capacity(entry.hosts.len());
     for (index, text) in entry.hosts.iter().enumerate() {
         let field = format!("spec.hosts[{index}]");
-        let Some(host) = names::host(text, rules, &field, findings) else { continue };
+        let Some(host) = names::host(text, rules, &field, findings) else {
+            continue;
+        };
         if seen.insert(host.clone()) {
             hosts.push(host);
         } else {
@@ -100,14 +108,22 @@ fn addresses(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<IpNet> {
     let mut addresses = Vec::with_capacity(entry.addresses.len());
     for (index, text) in entry.addresses.iter().enumerate() {
         let field = format!("spec.addresses[{index}]");
-        let net = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
+        let net = text
+            .parse::<IpAddr>()
+            .map(IpNet::from)
+            .or_else(|_| text.parse::<IpNet>());
         let Ok(net) = net else {
-            findings.error(field, format!("`{text}` is neither an IP address nor a CIDR"));
+            findings.error(
+                field,
+                format!("`{text}` is neither an IP address nor a CIDR"),
+            );
             continue;
         };
         let single = net.prefix_len() == net.max_prefix_len();
-        let allowed =
-            matches!(entry.resolution, raw::Resolution::None | raw::Resolution::Static);
+        let allowed = matches!(
+            entry.resolution,
+            raw::Resolution::None | raw::Resolution::Static
+        );
         if !single && !allowed {
             findings.error(
                 field,
@@ -137,9 +153,15 @@ fn ports(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<ServicePort>
             findings.error(at("name"), "a port needs a name");
         } else if !names::is_label(&port.name) {
             let name = &port.name;
-            findings.error(at("name"), format!("`{name}` is no DNS label (a-z, 0-9, inner `-`)"));
+            findings.error(
+                at("name"),
+                format!("`{name}` is no DNS label (a-z, 0-9, inner `-`)"),
+            );
         } else if !port_names.insert(&port.name) {
-            findings.error(at("name"), format!("port name `{}` is given twice", port.name));
+            findings.error(
+                at("name"),
+                format!("port name `{}` is given twice", port.name),
+            );
         }
         if !numbers.insert(port.number) {
             findings.error(at("number"), format!("port {} is given twice", port.number));
@@ -157,7 +179,12 @@ fn ports(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<ServicePort>
         }
         findings.not_in_effect(protocol == Some(Protocol::Udp), at("protocol"));
         if let (Some(number), Some(target_port), Some(protocol)) = (number, target, protocol) {
-            ports.push(ServicePort { number, name: port.name.clone(), protocol, target_port });
+            ports.push(ServicePort {
+                number,
+                name: port.name.clone(),
+                protocol,
+                target_port,
+            });
         }
     }
     ports
@@ -227,7 +254,15 @@ fn endpoint_address(
         );
         return None;
     }
-    match names::host(text, HostRules { short: true, ..HostRules::default() }, field, findings)? {
+    match names::host(
+        text,
+        HostRules {
+            short: true,
+            ..HostRules::default()
+        },
+        field,
+        findings,
+    )? {
         HostPattern::Exact(name) => Some(EndpointAddress::Name(name)),
         _ => {
             findings.error(field, format!("`{text}`: an endpoint cannot be a wildcard"));
@@ -255,14 +290,20 @@ fn resolution(
             "endpoints are not allowed with resolution NONE; use STATIC or DNS",
         ),
         R::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => findings
-            .warning("spec.endpoints", "resolution STATIC without endpoints: no healthy upstream"),
+            .warning(
+                "spec.endpoints",
+                "resolution STATIC without endpoints: no healthy upstream",
+            ),
         R::Dns | R::DnsRoundRobin if entry.endpoints.is_empty() && wildcard => findings.error(
             "spec.hosts",
             "a wildcard host cannot be resolved: give endpoints, or use DYNAMIC_DNS or NONE",
         ),
         R::DnsRoundRobin if entry.endpoints.len() > 1 => findings.error(
             "spec.endpoints",
-            format!("DNS_ROUND_ROBIN takes at most one endpoint, not {}", entry.endpoints.len()),
+            format!(
+                "DNS_ROUND_ROBIN takes at most one endpoint, not {}",
+                entry.endpoints.len()
+            ),
         ),
         R::DynamicDns => dynamic_dns(entry, hosts, ports, findings),
         _ => {}
@@ -277,7 +318,10 @@ fn resolution(
         for (index, port) in ports.iter().enumerate().filter(|(_, p)| tcp(p)) {
             findings.warning(
                 format!("spec.ports[{index}]"),
-                format!("opens port {} to every address: no addresses are given", port.number),
+                format!(
+                    "opens port {} to every address: no addresses are given",
+                    port.number
+                ),
             );
         }
     }
@@ -290,7 +334,10 @@ fn dynamic_dns(
     findings: &mut Findings,
 ) {
     if hosts.iter().any(|host| host.exact().is_some()) {
-        findings.error("spec.hosts", "DYNAMIC_DNS is for wildcard hosts only; use DNS for names");
+        findings.error(
+            "spec.hosts",
+            "DYNAMIC_DNS is for wildcard hosts only; use DNS for names",
+        );
     }
     if !entry.addresses.is_empty() {
         findings.error("spec.addresses", "not allowed with DYNAMIC_DNS");

@@ -19,9 +19,7 @@ use crate::{
         gateway::GatewayName,
         host::HostPattern,
         service::Origin,
-        virtual_service::{
-            HeaderOperations, RouteDestination, TcpMatch, TcpRule, VirtualService,
-        },
+        virtual_service::{HeaderOperations, RouteDestination, TcpMatch, TcpRule, VirtualService},
     },
 };
 
@@ -34,7 +32,12 @@ pub fn validate(
 ) -> VirtualService {
     let namespace = scope.namespace;
     let gateways = bound_gateways(&vs.gateways, namespace, findings);
-    let hosts = hosts(vs, namespace, gateways.contains(&GatewayName::Mesh), findings);
+    let hosts = hosts(
+        vs,
+        namespace,
+        gateways.contains(&GatewayName::Mesh),
+        findings,
+    );
     if vs.http.is_empty() && vs.tls.is_empty() && vs.tcp.is_empty() {
         findings.error("spec", "at least one of http, tls and tcp is required");
     }
@@ -83,18 +86,31 @@ fn hosts(
     findings: &mut Findings,
 ) -> Vec<HostPattern> {
     if vs.hosts.is_empty() {
-        findings.error("spec.hosts", "at least one host is required (delegates are not supported yet)");
+        findings.error(
+            "spec.hosts",
+            "at least one host is required (delegates are not supported yet)",
+        );
     }
-    let rules = HostRules { short: true, any: true, ip: true, partial_wildcard: true };
+    let rules = HostRules {
+        short: true,
+        any: true,
+        ip: true,
+        partial_wildcard: true,
+    };
     let mut hosts: Vec<HostPattern> = Vec::with_capacity(vs.hosts.len());
     for (index, text) in vs.hosts.iter().enumerate() {
         let field = format!("spec.hosts[{index}]");
-        let Some(host) = names::host(text, rules, &field, findings) else { continue };
+        let Some(host) = names::host(text, rules, &field, findings) else {
+            continue;
+        };
         if host == HostPattern::Any && mesh {
             findings.error(&field, "host `*` is not allowed with gateway `mesh`");
         }
         let host = names::qualify(host, namespace);
-        if let Some(other) = hosts.iter().find(|other| other.intersection(&host).is_some()) {
+        if let Some(other) = hosts
+            .iter()
+            .find(|other| other.intersection(&host).is_some())
+        {
             findings.error(&field, format!("host `{text}` overlaps host `{other}`"));
         }
         hosts.push(host);
@@ -190,14 +206,25 @@ fn destinations<'a>(
     for (index, written) in written.enumerate() {
         let at = format!("{field}[{index}]");
         if written.weight < 0 || written.weight > i64::from(i32::MAX) {
-            findings.error(format!("{at}.weight"), format!("weight {} is out of range", written.weight));
+            findings.error(
+                format!("{at}.weight"),
+                format!("weight {} is out of range", written.weight),
+            );
         }
         total = total.saturating_add(written.weight);
         let Some(destination) = written.destination.filter(|d| !d.host.is_empty()) else {
-            findings.error(format!("{at}.destination.host"), "a destination needs a host");
+            findings.error(
+                format!("{at}.destination.host"),
+                "a destination needs a host",
+            );
             continue;
         };
-        let rules = HostRules { short: true, ip: true, partial_wildcard: true, any: false };
+        let rules = HostRules {
+            short: true,
+            ip: true,
+            partial_wildcard: true,
+            any: false,
+        };
         let host_field = format!("{at}.destination.host");
         let host = names::host(&destination.host, rules, &host_field, findings);
         let port_field = format!("{at}.destination.port.number");
@@ -225,7 +252,10 @@ fn destinations<'a>(
         findings.error(field, "several destinations need weights: their sum is 0");
     }
     if total > i64::from(u32::MAX) {
-        findings.error(field, format!("the weights sum to {total}, more than {}", u32::MAX));
+        findings.error(
+            field,
+            format!("the weights sum to {total}, more than {}", u32::MAX),
+        );
     }
     destinations
 }
@@ -254,21 +284,37 @@ fn tls_rule(
 ) -> TcpRule {
     let field = format!("spec.tls[{index}]");
     if rule.matches.is_empty() {
-        findings.error(format!("{field}.match"), "a tls rule needs a match with sniHosts");
+        findings.error(
+            format!("{field}.match"),
+            "a tls rule needs a match with sniHosts",
+        );
     }
     let mut matches = Vec::with_capacity(rule.matches.len());
     for (index, block) in rule.matches.iter().enumerate() {
         let at = format!("{field}.match[{index}]");
         if block.sni_hosts.is_empty() {
-            findings.error(format!("{at}.sniHosts"), "at least one server name is required");
+            findings.error(
+                format!("{at}.sniHosts"),
+                "at least one server name is required",
+            );
         }
         let mut sni_hosts = Vec::with_capacity(block.sni_hosts.len());
         for (index, text) in block.sni_hosts.iter().enumerate() {
             let field = format!("{at}.sniHosts[{index}]");
-            let rules = HostRules { short: true, any: true, ip: true, partial_wildcard: true };
-            let Some(host) = names::host(text, rules, &field, findings) else { continue };
+            let rules = HostRules {
+                short: true,
+                any: true,
+                ip: true,
+                partial_wildcard: true,
+            };
+            let Some(host) = names::host(text, rules, &field, findings) else {
+                continue;
+            };
             if !hosts.iter().any(|h| h.contains(&host)) {
-                findings.error(&field, format!("`{text}` lies outside the hosts of this object"));
+                findings.error(
+                    &field,
+                    format!("`{text}` lies outside the hosts of this object"),
+                );
             }
             sni_hosts.push(host);
         }
@@ -343,10 +389,17 @@ impl Conditions<'_> {
         TcpMatch {
             sni_hosts,
             destination_subnets,
-            port: self.port.and_then(|port| names::port(port, &port_field, findings)),
+            port: self
+                .port
+                .and_then(|port| names::port(port, &port_field, findings)),
             source_labels: self.source_labels.clone(),
             source_namespace: self.source_namespace.to_owned(),
-            gateways: gateway_names(self.gateways, &format!("{at}.gateways"), namespace, findings),
+            gateways: gateway_names(
+                self.gateways,
+                &format!("{at}.gateways"),
+                namespace,
+                findings,
+            ),
         }
     }
 }

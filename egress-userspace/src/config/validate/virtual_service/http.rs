@@ -64,7 +64,10 @@ pub fn rule(
     findings.not_in_effect(rule.mirror_percentage.is_some(), at("mirrorPercentage"));
     findings.not_in_effect(rule.cors_policy.is_some(), at("corsPolicy"));
     if rule.delegate.is_some() {
-        findings.error(at("delegate"), "not supported yet: write the rules in this object");
+        findings.error(
+            at("delegate"),
+            "not supported yet: write the rules in this object",
+        );
     }
     let matches: Vec<_> = rule
         .matches
@@ -83,7 +86,10 @@ pub fn rule(
         name: rule.name.clone(),
         rewrite: rewrite(rule, &field, findings),
         timeout: timeout(rule.timeout, &at("timeout"), findings),
-        retries: rule.retries.as_ref().map(|r| retries(r, &at("retries"), findings)),
+        retries: rule
+            .retries
+            .as_ref()
+            .map(|r| retries(r, &at("retries"), findings)),
         headers: headers(rule.headers.as_ref(), &at("headers"), findings),
         matches,
         action: action?,
@@ -103,9 +109,15 @@ fn action(
         rule.delegate.is_some(),
     ];
     match given.iter().filter(|yes| **yes).count() {
-        0 => findings.error(field, "one of route, redirect and directResponse is required"),
+        0 => findings.error(
+            field,
+            "one of route, redirect and directResponse is required",
+        ),
         1 => {}
-        _ => findings.error(field, "route, redirect, directResponse and delegate are exclusive"),
+        _ => findings.error(
+            field,
+            "route, redirect, directResponse and delegate are exclusive",
+        ),
     }
     if !given[0] && rule.rewrite.is_some() {
         findings.error(format!("{field}.rewrite"), "a rewrite goes with route only");
@@ -126,12 +138,18 @@ fn action(
         let at = format!("{at}[{index}].headers");
         edits.push(headers(destination.headers.as_ref(), &at, findings));
     }
-    let written = rule.route.iter().zip(edits).map(|(d, headers)| WrittenDestination {
-        destination: d.destination.as_ref(),
-        weight: d.weight,
-        headers,
-    });
-    Some(HttpAction::Route(destinations(written, &at, namespace, findings)))
+    let written = rule
+        .route
+        .iter()
+        .zip(edits)
+        .map(|(d, headers)| WrittenDestination {
+            destination: d.destination.as_ref(),
+            weight: d.weight,
+            headers,
+        });
+    Some(HttpAction::Route(destinations(
+        written, &at, namespace, findings,
+    )))
 }
 
 fn http_match(
@@ -141,7 +159,9 @@ fn http_match(
     findings: &mut Findings,
 ) -> HttpMatch {
     let single = |name: &str, value: &Option<raw::StringMatch>, findings: &mut Findings| {
-        value.as_ref().and_then(|v| string_match(v, &format!("{at}.{name}"), name == "uri", findings))
+        value
+            .as_ref()
+            .and_then(|v| string_match(v, &format!("{at}.{name}"), name == "uri", findings))
     };
     let uri = single("uri", &block.uri, findings);
     let scheme = single("scheme", &block.scheme, findings);
@@ -154,7 +174,8 @@ fn http_match(
         match value {
             None => findings.error(field, "null is not a condition: use {} for presence"),
             Some(v) => {
-                query_params.extend(string_match(v, &field, false, findings).map(|m| (name.clone(), m)));
+                query_params
+                    .extend(string_match(v, &field, false, findings).map(|m| (name.clone(), m)));
             }
         }
     }
@@ -172,10 +193,17 @@ fn http_match(
             findings,
         ),
         query_params,
-        port: block.port.and_then(|port| names::port(port, &port_field, findings)),
+        port: block
+            .port
+            .and_then(|port| names::port(port, &port_field, findings)),
         source_labels: block.source_labels.clone(),
         source_namespace: block.source_namespace.clone(),
-        gateways: gateway_names(&block.gateways, &format!("{at}.gateways"), namespace, findings),
+        gateways: gateway_names(
+            &block.gateways,
+            &format!("{at}.gateways"),
+            namespace,
+            findings,
+        ),
     }
 }
 
@@ -189,14 +217,19 @@ fn header_matches(
     for (name, value) in written {
         let field = format!("{field}.{name}");
         if ["uri", "scheme", "method", "authority"].contains(&name.as_str()) {
-            findings.warning(field, "ignored: use the field of this name instead of a header");
+            findings.warning(
+                field,
+                "ignored: use the field of this name instead of a header",
+            );
             continue;
         }
         if name.starts_with("@request.auth.") {
             findings.warning(field, "not supported yet: JWT claims have no effect");
             continue;
         }
-        let Some(header) = header_name(name, &field, findings) else { continue };
+        let Some(header) = header_name(name, &field, findings) else {
+            continue;
+        };
         match value {
             None => findings.error(field, "null is not a condition: use {} for presence"),
             // Row 5a.5: `*` is presence here.
@@ -250,16 +283,24 @@ fn rewrite(rule: &raw::HttpRoute, field: &str, findings: &mut Findings) -> Optio
     let at = |name: &str| format!("{field}.rewrite{name}");
     let regex = written.uri_regex_rewrite.as_ref();
     if written.uri.is_empty() && written.authority.is_empty() && regex.is_none() {
-        findings.error(at(""), "one of uri, uriRegexRewrite and authority is required");
+        findings.error(
+            at(""),
+            "one of uri, uriRegexRewrite and authority is required",
+        );
     }
     if !written.uri.is_empty() && regex.is_some() {
         findings.error(at(""), "uri and uriRegexRewrite are exclusive");
     }
     let sets_host = |h: &raw::Headers| {
-        h.request.as_ref().is_some_and(|r| r.set.keys().any(|k| k.eq_ignore_ascii_case("host")))
+        h.request
+            .as_ref()
+            .is_some_and(|r| r.set.keys().any(|k| k.eq_ignore_ascii_case("host")))
     };
     if !written.authority.is_empty() && rule.headers.as_ref().is_some_and(sets_host) {
-        findings.error(at(".authority"), "exclusive with headers.request.set of host");
+        findings.error(
+            at(".authority"),
+            "exclusive with headers.request.set of host",
+        );
     }
     let uri_regex = regex.and_then(|r| match compile(&r.pattern) {
         Ok(pattern) if !r.pattern.is_empty() => Some((pattern, replacement(&r.rewrite))),
@@ -269,7 +310,10 @@ fn rewrite(rule: &raw::HttpRoute, field: &str, findings: &mut Findings) -> Optio
         }
         Err(reason) => {
             let pattern = &r.pattern;
-            findings.error(at(".uriRegexRewrite.match"), format!("`{pattern}`: {reason}"));
+            findings.error(
+                at(".uriRegexRewrite.match"),
+                format!("`{pattern}`: {reason}"),
+            );
             None
         }
     });
@@ -312,7 +356,10 @@ fn redirect(
     }
     let status = written.redirect_code.unwrap_or(301);
     if ![301, 302, 303, 307, 308].contains(&status) {
-        findings.error(at("redirectCode"), format!("{status} is not one of 301, 302, 303, 307, 308"));
+        findings.error(
+            at("redirectCode"),
+            format!("{status} is not one of 301, 302, 303, 307, 308"),
+        );
     }
     if !written.uri.is_empty() && written.prefix_rewrite.is_some() {
         findings.error(field, "uri and prefixRewrite are exclusive");
@@ -323,7 +370,10 @@ fn redirect(
         .flatten()
         .all(|m| m.uri.as_ref().is_none_or(|u| u.prefix.is_some()));
     if written.prefix_rewrite.is_some() && !prefixes_only {
-        findings.error(at("prefixRewrite"), "every uri condition of the rule must be a prefix");
+        findings.error(
+            at("prefixRewrite"),
+            "every uri condition of the rule must be a prefix",
+        );
     }
     if written.port.is_some() && written.derive_port.is_some() {
         findings.error(field, "port and derivePort are exclusive");
@@ -340,7 +390,10 @@ fn redirect(
         }
     }
     if !["", "http", "https"].contains(&written.scheme.as_str()) {
-        findings.error(at("scheme"), format!("`{}` is neither http nor https", written.scheme));
+        findings.error(
+            at("scheme"),
+            format!("`{}` is neither http nor https", written.scheme),
+        );
     }
     let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
     let port_field = at("port");
@@ -349,7 +402,9 @@ fn redirect(
         prefix_rewrite: written.prefix_rewrite.clone(),
         authority: text(&written.authority),
         scheme: text(&written.scheme),
-        port: written.port.and_then(|port| names::port(port, &port_field, findings)),
+        port: written
+            .port
+            .and_then(|port| names::port(port, &port_field, findings)),
         status: u16::try_from(status).ok()?,
     })
 }
@@ -362,9 +417,16 @@ fn direct_response(
 ) -> Option<HttpAction> {
     if !(200..=600).contains(&written.status) {
         let status = written.status;
-        findings.error(format!("{field}.status"), format!("{status} is not between 200 and 600"));
+        findings.error(
+            format!("{field}.status"),
+            format!("{status} is not between 200 and 600"),
+        );
     }
-    let body = match written.body.as_ref().map(|body| (&body.string, &body.bytes)) {
+    let body = match written
+        .body
+        .as_ref()
+        .map(|body| (&body.string, &body.bytes))
+    {
         None | Some((None, None)) => Vec::new(),
         Some((Some(text), None)) => text.clone().into_bytes(),
         Some((None, Some(encoded))) => match base64(encoded) {
@@ -380,9 +442,15 @@ fn direct_response(
         }
     };
     if body.len() > MAX_BODY_BYTES {
-        findings.error(format!("{field}.body"), format!("{} bytes, at most 1 MB", body.len()));
+        findings.error(
+            format!("{field}.body"),
+            format!("{} bytes, at most 1 MB", body.len()),
+        );
     }
-    Some(HttpAction::DirectResponse { status: u16::try_from(written.status).ok()?, body })
+    Some(HttpAction::DirectResponse {
+        status: u16::try_from(written.status).ok()?,
+        body,
+    })
 }
 
 /// RFC 4648 section 4, with padding; YAML may break the text into lines.
@@ -399,7 +467,10 @@ fn timeout(
 ) -> Option<Duration> {
     let DurationText(duration) = written?;
     if duration < Duration::from_millis(1) {
-        findings.error(field, "must be at least 1ms; for no timeout leave the field out");
+        findings.error(
+            field,
+            "must be at least 1ms; for no timeout leave the field out",
+        );
     } else if duration.subsec_nanos() % 1_000_000 != 0 {
         findings.error(field, "must be whole milliseconds");
     }
@@ -413,12 +484,19 @@ pub fn retries(written: &raw::HttpRetry, field: &str, findings: &mut Findings) -
     if attempts < 0 || attempts > i64::from(u32::MAX) {
         findings.error(at("attempts"), format!("{attempts} is out of range"));
     }
-    let other_fields =
-        written.per_try_timeout.is_some() || !written.retry_on.is_empty() || written.backoff.is_some();
+    let other_fields = written.per_try_timeout.is_some()
+        || !written.retry_on.is_empty()
+        || written.backoff.is_some();
     if written.attempts == Some(0) && other_fields {
-        findings.error(field, "attempts 0 disables retries: no other field is allowed");
+        findings.error(
+            field,
+            "attempts 0 disables retries: no other field is allowed",
+        );
     }
-    findings.not_in_effect(written.retry_remote_localities.is_some(), at("retryRemoteLocalities"));
+    findings.not_in_effect(
+        written.retry_remote_localities.is_some(),
+        at("retryRemoteLocalities"),
+    );
     findings.not_in_effect(
         written.retry_ignore_previous_hosts.is_some(),
         at("retryIgnorePreviousHosts"),
@@ -441,14 +519,24 @@ pub fn retries(written: &raw::HttpRetry, field: &str, findings: &mut Findings) -
         } else if !RETRY_CONDITIONS.contains(&token) {
             findings.error(
                 at("retryOn"),
-                format!("`{token}` is no retry condition (tokens are split on `,`, without blanks)"),
+                format!(
+                    "`{token}` is no retry condition (tokens are split on `,`, without blanks)"
+                ),
             );
         } else {
             policy.retry_on.push(token.to_owned());
         }
     }
-    let in_effect = ["connect-failure", "refused-stream", "unavailable", "cancelled"];
-    let silent = policy.retry_on.iter().any(|c| !in_effect.contains(&c.as_str()));
+    let in_effect = [
+        "connect-failure",
+        "refused-stream",
+        "unavailable",
+        "cancelled",
+    ];
+    let silent = policy
+        .retry_on
+        .iter()
+        .any(|c| !in_effect.contains(&c.as_str()));
     findings.not_in_effect(
         silent || !policy.retriable_status_codes.is_empty(),
         at("retryOn"),
@@ -462,7 +550,9 @@ fn headers(
     field: &str,
     findings: &mut Findings,
 ) -> HeaderOperations {
-    let Some(written) = written else { return HeaderOperations::default() };
+    let Some(written) = written else {
+        return HeaderOperations::default();
+    };
     let mut edit = |operations: Option<&raw::HeaderOperations>, name: &str| {
         operations.map_or_else(HeaderEdit::default, |o| {
             header_edit(o, &format!("{field}.{name}"), findings)
@@ -493,7 +583,11 @@ fn header_edit(
     let add = pairs(&written.add, "add");
     let mut remove = Vec::with_capacity(written.remove.len());
     for (index, name) in written.remove.iter().enumerate() {
-        remove.extend(header_name(name, &format!("{field}.remove[{index}]"), findings));
+        remove.extend(header_name(
+            name,
+            &format!("{field}.remove[{index}]"),
+            findings,
+        ));
     }
     HeaderEdit { set, add, remove }
 }
@@ -518,7 +612,10 @@ fn header_value(value: &str, field: &str, findings: &mut Findings) -> Option<Hea
     }
     let header = HeaderValue::from_str(&plain.replace('\u{0}', "%")).ok();
     if header.is_none() {
-        findings.error(field, "not a header value: control characters are not allowed");
+        findings.error(
+            field,
+            "not a header value: control characters are not allowed",
+        );
     }
     header
 }
