@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `lab-scenario`: the tutorial, real and self-contained; what `cargo xtask run` runs.
+
+use std::{os::fd::AsFd, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use lab::{
+    net::{DNS_SERVER, GATEWAY, HTTPBIN, NODE, Net},
+    scenario::{Outcome, Scenario},
+};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::SignalFd,
+    },
+};
+
+/// How often the access logs are looked at, in milliseconds.
+const LOOK_EVERY_MS: u16 = 200;
+
+/// Runs the httpbin tutorial in network namespaces: pod, node proxy, egress gateway, httpbin.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Exit after the first request; status 0 if and only if both hops carried it.
+    #[arg(long)]
+    once: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nlab-scenario failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "making network namespaces and loading kernel programs needs root (sudo)"
+    );
+    // Held back from the start, so that Ctrl-C always leads through the clean-up below.
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().context("blocking signals")?;
+    let stop = SignalFd::new(&signals).context("waiting for signals")?;
+    step("making namespaces pod, node, gateway and external; starting httpbin and DNS");
+    let net = Net::new("run").context("building the network")?;
+    println!(
+        "    pod {}, node {NODE}, gateway {GATEWAY}",
+        net.pod.address
+    );
+    println!("    httpbin.org {HTTPBIN}, DNS server {DNS_SERVER}");
+    step("starting egress gateway and egress node with examples/httpbin");
+    let scenario = Scenario::start(&net)?;
+    step("in the pod: curl http://httpbin.org/headers");
+    let outcome = scenario.request("/headers")?;
+    show(&outcome, &scenario)?;
+    if arguments.once {
+        return Ok(());
+    }
+    let again = net.pod.command(&["curl", "-sS", "http://httpbin.org/ip"]);
+    step("all of it stays up; try more from another terminal, as root:");
+    println!(
+        "    {}\n    Ctrl-C ends it and removes everything",
+        again.join(" ")
+    );
+    follow_until(&stop, &scenario)?;
+    step("cleaning up");
+    Ok(())
+}
+
+/// Prints access lines as they come, until told to stop.
+fn follow_until(stop: &SignalFd, scenario: &Scenario<'_>) -> Result<()> {
+    let hops = [
+        ("node   ", &*scenario.node),
+        ("gateway", &*scenario.gateway),
+    ];
+    let mut shown = hops.map(|(_, hop)| hop.access_lines().len());
+    let mut told = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut told, LOOK_EVERY_MS).context("waiting for Ctrl-C")? == 0 {
+        for ((name, hop), shown) in hops.iter().zip(&mut shown) {
+            let lines = hop.access_lines();
+            for line in &lines[*shown..] {
+                println!("{name} {line}");
+            }
+            *shown = lines.len();
+        }
+    }
+    Ok(())
+}
+
+fn show(outcome: &Outcome, scenario: &Scenario<'_>) -> Result<()> {
+    print!("{}", outcome.response);
+    step("access log of the node proxy");
+    println!("{}", outcome.node_line);
+    step("access log of the egress gateway");
+    println!("{}", outcome.gateway_line);
+    let (command, dump) = scenario.destinations()?;
+    step(&command);
+    print!("{dump}");
+    Ok(())
+}
+
+fn step(what: &str) {
+    println!("\n# {what}");
+}
