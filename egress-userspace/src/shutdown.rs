@@ -18,8 +18,12 @@ pub struct Shutdown {
     pub drain: CancellationToken,
     /// Stop waiting for what is open.
     pub now: CancellationToken,
-    /// Reread configuration and reopen logs.
+    /// Everything has ended; the admin server goes last.
+    pub ended: CancellationToken,
+    /// Reread configuration.
     pub reload: Arc<Notify>,
+    /// Reopen log files.
+    pub reopen: Arc<Notify>,
 }
 
 impl Shutdown {
@@ -41,6 +45,7 @@ impl Shutdown {
                     _ = hangup.recv() => {
                         tracing::info!(signal = "SIGHUP", "rereading the configuration");
                         asked.reload.notify_one();
+                        asked.reopen.notify_one();
                     }
                 }
             }

@@ -3,11 +3,11 @@
 //! which order stands in [`node`] and [`gateway`]; the commands that end by themselves in
 //! [`tools`]. Decides nothing about traffic.
 
-//mod gateway;
+mod gateway;
 mod logging;
-//mod node;
-//mod proxying;
-//mod tools;
+mod node;
+mod proxying;
+mod tools;
 
 use std::process::ExitCode;
 

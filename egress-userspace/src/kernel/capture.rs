@@ -161,6 +161,15 @@ impl Capture {
         self.destinations.publish(plan)
     }
 
+    /// Stops redirecting what the plan does not hold; the first half of a change, before the
+    /// routing table forgets.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn retract(&mut self, plan: &DestinationPlan) -> Result<(), KernelError> {
+        self.destinations.retract(plan)
+    }
+
     /// A handle that answers for accepted sockets.
     pub fn originals(&self) -> OriginalDestinations {
         self.originals.clone()

@@ -65,6 +65,11 @@ pub struct WorkloadFinder {
 }
 
 impl Workloads {
+    /// Every workload of the file, in its order.
+    pub fn all(&self) -> Vec<Arc<Workload>> {
+        self.rules.iter().map(|(_, workload)| workload.clone()).collect()
+    }
+
     /// Reads a list of `{cgroup: GLOB, namespace, name, labels, serviceAccount}`. The glob is
     /// matched against the cgroup's path relative to the cgroup v2 mount, with a leading slash;
     /// `*` stays within one path component, `**` does not. A directory that matches stands for

@@ -86,6 +86,25 @@ impl Destinations {
         self.publish(&plan)
     }
 
+    /// Takes out what the plan does not hold, and adds nothing.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; the plan's size is checked first.
+    pub fn retract(&mut self, plan: &DestinationPlan) -> Result<(), KernelError> {
+        self.check(plan)?;
+        self.addresses4.remove_stale(&plan.addresses4)?;
+        self.addresses6.remove_stale(&plan.addresses6)?;
+        self.cidrs4.remove_stale(&plan.cidrs4)?;
+        self.cidrs6.remove_stale(&plan.cidrs6)
+    }
+
+    fn check(&self, plan: &DestinationPlan) -> Result<(), KernelError> {
+        self.addresses4.check(plan.addresses4.len())?;
+        self.addresses6.check(plan.addresses6.len())?;
+        self.cidrs4.check(plan.cidrs4.len())?;
+        self.cidrs6.check(plan.cidrs6.len())
+    }
+
     /// Makes the maps hold exactly the plan.
     ///
     /// # Errors
@@ -93,20 +112,12 @@ impl Destinations {
     /// kernel refuses an entry (no memory): the entries written so far stay, and the next call
     /// goes on from there.
     pub fn publish(&mut self, plan: &DestinationPlan) -> Result<(), KernelError> {
-        self.addresses4.check(plan.addresses4.len())?;
-        self.addresses6.check(plan.addresses6.len())?;
-        self.cidrs4.check(plan.cidrs4.len())?;
-        self.cidrs6.check(plan.cidrs6.len())?;
-
+        self.check(plan)?;
         self.addresses4.add(&plan.addresses4)?;
         self.addresses6.add(&plan.addresses6)?;
         self.cidrs4.add(&plan.cidrs4)?;
         self.cidrs6.add(&plan.cidrs6)?;
-
-        self.addresses4.remove_stale(&plan.addresses4)?;
-        self.addresses6.remove_stale(&plan.addresses6)?;
-        self.cidrs4.remove_stale(&plan.cidrs4)?;
-        self.cidrs6.remove_stale(&plan.cidrs6)
+        self.retract(plan)
     }
 }
 

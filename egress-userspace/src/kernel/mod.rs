@@ -29,5 +29,6 @@ pub use cgroups::Workloads;
 pub use counters::{CounterReader, CounterReading};
 pub use dump::dump_maps;
 pub use error::KernelError;
+pub use loader::PROGRAMS;
 pub use original_dst::OriginalDestinations;
 pub use redirect::{DestinationPlan, names_to_capture, plan};

@@ -1,4 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Accepted sockets: detect, ask `routing`, carry out the decision, record it.
+//!
+//! In reading order: [`worker`] (threads, listeners, drain), [`connection`] (one accepted socket
+//! from start to end), [`detect`] and [`client_hello`] (first bytes to protocol), [`http`] (one
+//! request), [`forward`] (to an upstream), [`exchange`] (what is recorded of it), [`tcp`] (relay),
+//! [`error`] (what the peer sees when it fails). Does not read configuration and does not resolve
+//! names.
 
 pub mod access_log;
+pub mod client_hello;
+pub mod connection;
+pub mod copy;
+pub mod detect;
+pub mod error;
+pub mod exchange;
+pub mod forward;
+pub mod headers;
+pub mod http;
+pub mod prefixed;
+pub mod tcp;
+pub mod worker;
+
+pub use worker::{Downstream, Proxy, ProxyError, ProxySettings};

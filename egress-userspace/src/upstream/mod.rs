@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names to addresses, addresses to sockets, sockets to reusable HTTP connections.
 
+pub mod connect;
+pub mod pool;
 pub mod resolve;

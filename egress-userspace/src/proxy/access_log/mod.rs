@@ -1,5 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One record per HTTP request or TCP connection, and its text and JSON forms (istio-egress.md 8a).
+//! One record per HTTP request or TCP connection, and what is made of it: a line in Istio's text or
+//! JSON form (istio-egress.md 8a) and Istio's metrics (8b).
+//!
+//! Stands at the end of the data flow: `proxy` fills an [`AccessRecord`] and gives it to its
+//! worker's [`Recorder`], which appends the line to the worker's buffer and adds to the worker's
+//! series. [`sink`] writes the buffers out, `control::metrics` sums the series when asked.
+//! Nothing here waits for a reader, a disk or another worker.
+
+pub mod append;
+mod field;
+pub mod format;
+pub mod labels;
+pub mod recorder;
+pub mod series;
+pub mod sink;
+
+pub use format::{Format, FormatError, compile};
+pub use recorder::{AccessLog, Recorder};
+pub use series::{Totals, TrafficLabels};
+pub use sink::{Destination, SinkError};
 
 use std::{
     borrow::Cow,
@@ -114,4 +133,60 @@ pub enum ResponseFlag {
     DelayInjected,
     /// UO: overflow.
     UpstreamOverflow,
+}
+
+impl ResponseFlag {
+    /// Envoy's short form, as logs and metrics carry it (istio-egress.md 8a.4).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoRouteFound => "NR",
+            Self::NoHealthyUpstream => "UH",
+            Self::UpstreamConnectionFailure => "UF",
+            Self::UpstreamRetryLimitExceeded => "URX",
+            Self::UpstreamRequestTimeout => "UT",
+            Self::UpstreamConnectionTermination => "UC",
+            Self::DownstreamConnectionTermination => "DC",
+            Self::NoClusterFound => "NC",
+            Self::DnsResolutionFailed => "DF",
+            Self::DownstreamProtocolError => "DPE",
+            Self::UpstreamProtocolError => "UPE",
+            Self::StreamIdleTimeout => "SI",
+            Self::DurationTimeout => "DT",
+            Self::FaultInjected => "FI",
+            Self::DelayInjected => "DI",
+            Self::UpstreamOverflow => "UO",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TCP connection of which nothing is known.
+    pub(super) fn empty_record() -> AccessRecord<'static> {
+        AccessRecord {
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            http: None,
+            response_code: 0,
+            response_flag: None,
+            details: Cow::Borrowed(""),
+            termination_details: Cow::Borrowed(""),
+            transport_failure: Cow::Borrowed(""),
+            bytes_received: 0,
+            bytes_sent: 0,
+            upstream_service_time: None,
+            upstream_host: None,
+            upstream_cluster: "",
+            upstream_local: None,
+            downstream_local: None,
+            downstream_remote: None,
+            requested_server_name: "",
+            route_name: "",
+            destination_service: "",
+            destination_namespace: "",
+            source: None,
+        }
+    }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Names to addresses: keeps every name of the snapshot resolved and publishes the whole book.
+//! The book of addresses: what the proxy dials and the kernel maps capture.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 /// Addresses of every name that is kept resolved. Immutable; a new book replaces it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AddressBook {
-    names: HashMap<String, Resolved>,
+    names: HashMap<Arc<str>, Resolved>,
 }
 
 /// What is known about one name.
@@ -31,12 +31,20 @@ impl AddressBook {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Resolved)> {
         self.names
             .iter()
-            .map(|(name, resolved)| (name.as_str(), resolved))
+            .map(|(name, resolved)| (name.as_ref(), resolved))
     }
 }
 
 impl FromIterator<(String, Resolved)> for AddressBook {
     fn from_iter<T: IntoIterator<Item = (String, Resolved)>>(iter: T) -> Self {
+        iter.into_iter()
+            .map(|(name, resolved)| (Arc::from(name), resolved))
+            .collect()
+    }
+}
+
+impl FromIterator<(Arc<str>, Resolved)> for AddressBook {
+    fn from_iter<T: IntoIterator<Item = (Arc<str>, Resolved)>>(iter: T) -> Self {
         Self {
             names: iter.into_iter().collect(),
         }

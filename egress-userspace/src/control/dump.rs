@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The live state as JSON: `/config_dump`, `/problems`, `/dns`, `/workloads`.
+//!
+//! Shows what is in effect, with the file and line of each object; it is no YAML to load again.
+
+use serde_json::{Value, json};
+
+use super::state::AdminState;
+use crate::{
+    config::{
+        mesh::{AccessLogEncoding, MeshConfig},
+        problem::Problem,
+        snapshot::Snapshot,
+    },
+    routing::{
+        gateway::{Gateway, GatewayName, ServerTlsMode},
+        host::HostPattern,
+        service::{EndpointAddress, ExportTo, Origin, Service},
+        table::OutboundPolicy,
+        virtual_service::{HttpAction, RouteDestination, TcpRule, VirtualService},
+    },
+    upstream::resolve::AddressBook,
+};
+
+/// `/config_dump`.
+pub fn config(state: &AdminState) -> Value {
+    let snapshot = state.snapshot.borrow().clone();
+    let objects = snapshot.table.objects();
+    let all = |values: &mut dyn Iterator<Item = Value>| Value::Array(values.collect());
+    json!({
+        "version": snapshot.version,
+        "mesh": mesh(&snapshot.mesh),
+        "services": all(&mut objects.services.iter().map(|object| service(object))),
+        "gateways": all(&mut objects.gateways.iter().map(|object| gateway(object))),
+        "virtual_services":
+            all(&mut objects.virtual_services.iter().map(|object| virtual_service(object))),
+        "addresses": addresses(&state.book.borrow()),
+        "problems": problems(&snapshot),
+    })
+}
+
+/// `/problems`: in the form of `egress validate -o json`, with the place.
+pub fn problems(snapshot: &Snapshot) -> Value {
+    let one = |problem: &Problem| {
+        json!({
+            "severity": problem.severity,
+            "file": problem.file.display().to_string(),
+            "line": problem.line,
+            "kind": problem.kind,
+            "namespace": problem.namespace,
+            "name": problem.name,
+            "field": problem.field,
+            "message": problem.message,
+        })
+    };
+    snapshot.problems.iter().map(one).collect()
+}
+
+/// `/dns`: by name, sorted.
+pub fn addresses(book: &AddressBook) -> Value {
+    let one = |(name, resolved): (&str, &crate::upstream::resolve::Resolved)| {
+        let entry = json!({
+            "addresses": &*resolved.addresses,
+            "retired": &*resolved.retired,
+            "error": resolved.error.as_deref(),
+        });
+        (name.to_owned(), entry)
+    };
+    Value::Object(book.iter().map(one).collect())
+}
+
+/// `/workloads`.
+pub fn workloads(state: &AdminState) -> Value {
+    let mut workloads = (state.workloads)();
+    workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    let one = |workload: &std::sync::Arc<crate::workload::Workload>| json!(&**workload);
+    workloads.iter().map(one).collect()
+}
+
+fn mesh(mesh: &MeshConfig) -> Value {
+    json!({
+        "outboundTrafficPolicy": match mesh.routing.outbound {
+            OutboundPolicy::AllowAny => "ALLOW_ANY",
+            OutboundPolicy::RegistryOnly => "REGISTRY_ONLY",
+        },
+        "rootNamespace": mesh.routing.root_namespace,
+        "connectTimeout": duration(mesh.routing.connect_timeout),
+        "accessLogEncoding": match mesh.access_log_encoding {
+            AccessLogEncoding::Text => "TEXT",
+            AccessLogEncoding::Json => "JSON",
+        },
+        "accessLogFormat": mesh.access_log_format,
+        "dnsRefreshRate": duration(mesh.dns_refresh_rate),
+    })
+}
+
+fn service(service: &Service) -> Value {
+    let ports = service.ports.iter().map(|port| {
+        json!({
+            "number": port.number,
+            "name": port.name,
+            "protocol": format!("{:?}", port.protocol).to_uppercase(),
+            "targetPort": port.target_port,
+        })
+    });
+    let endpoints = service.endpoints.iter().map(|endpoint| {
+        json!({
+            "address": match &endpoint.address {
+                EndpointAddress::Ip(ip) => ip.to_string(),
+                EndpointAddress::Name(name) => name.clone(),
+                EndpointAddress::Unix(path) => format!("unix://{}", path.display()),
+            },
+            "ports": endpoint.ports,
+            "labels": endpoint.labels,
+            "weight": endpoint.weight,
+            "locality": endpoint.locality,
+        })
+    });
+    json!({
+        "origin": origin(&service.origin),
+        "host": host(&service.host),
+        "addresses": service.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "ports": ports.collect::<Vec<_>>(),
+        "location": format!("{:?}", service.location),
+        "resolution": format!("{:?}", service.resolution),
+        "endpoints": endpoints.collect::<Vec<_>>(),
+        "exportTo": export_to(&service.export_to),
+    })
+}
+
+fn gateway(gateway: &Gateway) -> Value {
+    let servers = gateway.servers.iter().map(|server| {
+        let hosts = server.hosts.iter().map(|server| {
+            let namespace = server.namespace.as_deref().unwrap_or("*");
+            format!("{namespace}/{}", host(&server.host))
+        });
+        json!({
+            "port": server.port,
+            "name": server.port_name,
+            "protocol": format!("{:?}", server.protocol).to_uppercase(),
+            "bind": server.bind,
+            "hosts": hosts.collect::<Vec<_>>(),
+            "tls": server.tls.as_ref().map(|tls| json!({
+                "mode": match tls.mode {
+                    ServerTlsMode::Passthrough => "PASSTHROUGH",
+                    ServerTlsMode::Simple => "SIMPLE",
+                    ServerTlsMode::Mutual => "MUTUAL",
+                    ServerTlsMode::OptionalMutual => "OPTIONAL_MUTUAL",
+                    ServerTlsMode::IstioMutual => "ISTIO_MUTUAL",
+                    ServerTlsMode::AutoPassthrough => "AUTO_PASSTHROUGH",
+                },
+                "httpsRedirect": tls.https_redirect,
+            })),
+        })
+    });
+    json!({
+        "origin": origin(&gateway.origin),
+        "selector": gateway.selector,
+        "servers": servers.collect::<Vec<_>>(),
+    })
+}
+
+fn virtual_service(object: &VirtualService) -> Value {
+    let http = object.http.iter().map(|rule| {
+        json!({
+            "name": rule.name,
+            "matches": rule.matches.len(),
+            "action": match &rule.action {
+                HttpAction::Route(destinations) => json!({"route": route(destinations)}),
+                HttpAction::Redirect(redirect) => json!({"redirect": redirect.status}),
+                HttpAction::DirectResponse { status, .. } => json!({"directResponse": status}),
+            },
+            "timeout": rule.timeout.map(duration),
+        })
+    });
+    let opaque = |rules: &[TcpRule]| -> Vec<Value> {
+        let one = |rule: &TcpRule| {
+            json!({
+                "matches": rule.matches.len(),
+                "sniHosts": rule.matches.iter().flat_map(|m| &m.sni_hosts).map(host)
+                    .collect::<Vec<_>>(),
+                "route": route(&rule.route),
+            })
+        };
+        rules.iter().map(one).collect()
+    };
+    let gateways = object.gateways.iter().map(|gateway| match gateway {
+        GatewayName::Mesh => "mesh".to_owned(),
+        GatewayName::Named { namespace, name } => format!("{namespace}/{name}"),
+    });
+    json!({
+        "origin": origin(&object.origin),
+        "hosts": object.hosts.iter().map(host).collect::<Vec<_>>(),
+        "gateways": gateways.collect::<Vec<_>>(),
+        "exportTo": export_to(&object.export_to),
+        "http": http.collect::<Vec<_>>(),
+        "tls": opaque(&object.tls),
+        "tcp": opaque(&object.tcp),
+    })
+}
+
+fn route(destinations: &[RouteDestination]) -> Vec<Value> {
+    let one = |destination: &RouteDestination| {
+        json!({
+            "host": destination.host,
+            "port": destination.port,
+            "subset": destination.subset,
+            "weight": destination.weight,
+        })
+    };
+    destinations.iter().map(one).collect()
+}
+
+fn origin(origin: &Origin) -> Value {
+    json!({
+        "kind": origin.kind,
+        "namespace": origin.namespace,
+        "name": origin.name,
+        "file": origin.file.display().to_string(),
+        "line": origin.line,
+    })
+}
+
+fn host(host: &HostPattern) -> String {
+    match host {
+        HostPattern::Exact(name) => name.clone(),
+        HostPattern::Suffix(suffix) => format!("*{suffix}"),
+        HostPattern::Any => "*".to_owned(),
+    }
+}
+
+fn export_to(export_to: &ExportTo) -> Vec<String> {
+    match export_to {
+        ExportTo::All => vec!["*".to_owned()],
+        ExportTo::Namespaces(namespaces) => namespaces.clone(),
+        ExportTo::Nobody => vec!["~".to_owned()],
+    }
+}
+
+/// `1.5s`, as protobuf's JSON writes durations.
+fn duration(duration: std::time::Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
+}

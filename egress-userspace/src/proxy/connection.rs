@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One accepted socket from start to end; the place to begin reading. Who is it and where did it
+//! want to go, what does it speak, and then the protocol's own forwarding.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    access_log::Recorder,
+    detect::{Detected, detect},
+    exchange::HttpPool,
+    http,
+    prefixed::Prefixed,
+    tcp::{self, Relay},
+    worker::Downstream,
+};
+use crate::{
+    config::snapshot::Snapshot,
+    latest::Latest,
+    routing::{decision::Traffic, service::Protocol, table::OutboundPolicy},
+    upstream::{connect::unmapped, resolve::AddressBook},
+    workload::Workload,
+};
+
+/// How long a port that nobody declared may stay silent before it is taken for a protocol whose
+/// server speaks first (Istio's `protocolDetectionTimeout` was 100 ms for the same reason).
+const DETECT_LIMIT: Duration = Duration::from_millis(100);
+
+/// How long a client may take for a request head, idle time between requests included (Istio's
+/// idle timeout: 1 h).
+const HEAD_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What every task of one worker shares.
+#[derive(Debug)]
+pub struct Worker {
+    /// Where accepted sockets come from.
+    pub downstream: Downstream,
+    /// The configuration in force.
+    pub snapshots: Latest<Snapshot>,
+    /// Addresses of names.
+    pub addresses: Latest<AddressBook>,
+    /// Idle upstream connections.
+    pub pool: Arc<HttpPool>,
+    /// Access log and metrics.
+    pub recorder: Recorder,
+    /// Every task, for the drain.
+    pub tasks: TaskTracker,
+    /// Stop accepting and finish.
+    pub drain: CancellationToken,
+}
+
+/// The two ends of a downstream connection and who is behind it.
+#[derive(Debug)]
+pub struct Peer {
+    /// The client.
+    pub remote: SocketAddr,
+    /// What the client believes it is connected to.
+    pub local: SocketAddr,
+    /// Original destination; `None` on a gateway.
+    pub original: Option<SocketAddr>,
+    /// The port that rules are matched against: original destination's, or the server's.
+    pub port: u16,
+    /// Who is calling.
+    pub workload: Option<Arc<Workload>>,
+    /// When the connection was accepted.
+    pub start: SystemTime,
+    /// The same on the monotonic clock.
+    pub started: Instant,
+}
+
+/// What each request of a connection needs.
+#[derive(Debug, Clone)]
+pub struct HttpConnection {
+    /// Its worker.
+    pub worker: Arc<Worker>,
+    /// Its ends.
+    pub peer: Arc<Peer>,
+}
+
+/// Serves one accepted socket. `server_port` is the Gateway server's port the listener stands for;
+/// unused on a node.
+pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, server_port: u16) {
+    let result = async {
+        stream.set_nodelay(true)?;
+        let local = stream.local_addr()?;
+        let Some(peer) = identify(&worker, local, remote, server_port) else { return Ok(()) };
+        dispatch(&worker, stream, peer).await
+    }
+    .await;
+    if let Err(error) = result {
+        // Peers closing early is normal.
+        tracing::debug!(%remote, %error, "connection ended early");
+    }
+}
+
+/// The original destination and the caller. `None`: not redirected by us, hence refused; never
+/// guessed from the socket's own address.
+fn identify(
+    worker: &Worker,
+    local: SocketAddr,
+    remote: SocketAddr,
+    server_port: u16,
+) -> Option<Arc<Peer>> {
+    let (start, started) = (SystemTime::now(), Instant::now());
+    let (local, original, port, workload) = match &worker.downstream {
+        Downstream::Gateway => (unmapped(local), None, server_port, None),
+        Downstream::Mesh(take) => match take(local, remote) {
+            Some(capture) => {
+                let original = unmapped(capture.destination.0);
+                (original, Some(original), original.port(), capture.workload)
+            }
+            None => {
+                tracing::debug!(%remote, "connection to the proxy port was not redirected: refused");
+                worker.recorder.connection_refused("not_redirected");
+                return None;
+            }
+        },
+    };
+    let remote = unmapped(remote);
+    Some(Arc::new(Peer { remote, local, original, port, workload, start, started }))
+}
+
+async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) -> io::Result<()> {
+    let snapshot = worker.snapshots.current();
+    let declared = snapshot.table.port_protocol(peer.port);
+    let limit = match declared {
+        Protocol::Tcp => None,
+        Protocol::Auto => Some(DETECT_LIMIT),
+        _ => None,
+    };
+    if declared == Protocol::Tcp {
+        return relay(worker, &snapshot, stream, Bytes::new(), peer, Traffic::Tcp).await;
+    }
+    let (detected, seen) = tokio::select! {
+        found = detect(&mut stream, limit) => found?,
+        () = worker.drain.cancelled() => return Ok(()),
+    };
+    match detected {
+        Detected::Closed => Ok(()),
+        Detected::Http1 if declared != Protocol::Tls => {
+            serve_http1(worker, Prefixed::new(seen, stream), peer).await
+        }
+        Detected::Tls(name) if declared != Protocol::Http => {
+            let traffic = Traffic::Tls { sni: name.as_deref() };
+            relay(worker, &snapshot, stream, seen, peer, traffic).await
+        }
+        _ if declared == Protocol::Auto => {
+            relay(worker, &snapshot, stream, seen, peer, Traffic::Tcp).await
+        }
+        _ => undeclared(worker, &snapshot, stream, seen, peer).await,
+    }
+}
+
+/// Bytes that are not what the port declares: to the original destination under ALLOW_ANY, closed
+/// under REGISTRY_ONLY and on a gateway.
+async fn undeclared(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    stream: TcpStream,
+    seen: Bytes,
+    peer: Arc<Peer>,
+) -> io::Result<()> {
+    let relay = match peer.original {
+        Some(_) if snapshot.table.outbound_policy() == OutboundPolicy::AllowAny => {
+            Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout)
+        }
+        Some(_) => Relay::refused(peer, "BlackHoleCluster"),
+        None => Relay::refused(peer, ""),
+    };
+    tcp::relay(worker, relay, stream, seen).await
+}
+
+async fn relay(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    stream: TcpStream,
+    seen: Bytes,
+    peer: Arc<Peer>,
+    traffic: Traffic<'_>,
+) -> io::Result<()> {
+    let relay = tcp::decide(worker, snapshot, peer, traffic);
+    tcp::relay(worker, relay, stream, seen).await
+}
+
+async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let connection = HttpConnection { worker: worker.clone(), peer };
+    let service = service_fn(move |request| http::serve(connection.clone(), request));
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .half_close(true)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = worker.drain.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    result.map_err(io::Error::other)
+}

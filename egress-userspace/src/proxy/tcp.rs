@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Opaque connections: TLS by server name, TCP by address, and whatever goes to its original
+//! destination. Decide, dial, copy, record.
+
+use std::{borrow::Cow, io, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use super::{
+    access_log::{AccessRecord, ResponseFlag, TrafficLabels},
+    connection::{Peer, Worker},
+    copy::{self, Copied},
+    error::{DataError, Verdict},
+    exchange::Upstream,
+    forward::Target,
+    headers::random,
+};
+use crate::{
+    config::snapshot::Snapshot,
+    routing::decision::{Action, Decision, Destination, Request, Route, Traffic, Why},
+    upstream::{connect::connect, resolve::AddressBook},
+};
+
+/// A decided connection.
+pub struct Relay {
+    peer: Arc<Peer>,
+    server_name: String,
+    upstream: Upstream,
+    next: Next,
+}
+
+enum Next {
+    Close,
+    Original(Duration),
+    Destination(Arc<Route>, Arc<Destination>),
+}
+
+impl Relay {
+    /// To the original destination.
+    pub fn passthrough(peer: Arc<Peer>, connect_timeout: Duration) -> Self {
+        Self::new(peer, "PassthroughCluster", Next::Original(connect_timeout))
+    }
+
+    /// Closed; the cluster says by what.
+    pub fn refused(peer: Arc<Peer>, cluster: &'static str) -> Self {
+        Self::new(peer, cluster, Next::Close)
+    }
+
+    fn new(peer: Arc<Peer>, cluster: &'static str, next: Next) -> Self {
+        let upstream = Upstream { cluster, ..Upstream::default() };
+        Self { peer, server_name: String::new(), upstream, next }
+    }
+}
+
+/// Asks the table about a connection.
+pub fn decide(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    peer: Arc<Peer>,
+    traffic: Traffic<'_>,
+) -> Relay {
+    let ip = peer.original.map(|address| address.ip());
+    let book = worker.addresses.current();
+    let names = match (ip, traffic) {
+        (Some(ip), Traffic::Tcp) => names_of(&book, ip),
+        _ => Vec::new(),
+    };
+    let question = Request {
+        source: peer.workload.as_deref(),
+        port: peer.port,
+        destination_ip: ip,
+        names_of_ip: &names,
+        traffic,
+    };
+    let draw = (random() >> 32) as u32;
+    let Decision { action, .. } = snapshot.table.decide(&question, draw, &mut Why::off());
+    let mut relay = match action {
+        Action::Forward(forward) => {
+            let destination = forward.destination().clone();
+            let mut relay =
+                Relay::new(peer, "", Next::Destination(forward.route, destination.clone()));
+            relay.upstream.destination = Some(destination);
+            relay
+        }
+        Action::Passthrough => {
+            Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout)
+        }
+        Action::Blackhole => Relay::refused(peer, "BlackHoleCluster"),
+        _ => {
+            let reason = snapshot.table.reason(&question);
+            tracing::debug!(remote = %peer.remote, %reason, "connection refused");
+            Relay::refused(peer, "")
+        }
+    };
+    if let Traffic::Tls { sni: Some(name) } = traffic {
+        relay.server_name = name.to_owned();
+    }
+    relay
+}
+
+/// Names that resolve to an address, or did until lately. A scan: once per TCP connection.
+fn names_of(book: &AddressBook, ip: IpAddr) -> Vec<String> {
+    book.iter()
+        .filter(|(_, r)| r.addresses.contains(&ip) || r.retired.contains(&ip))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// Carries a connection to its end and records it.
+///
+/// # Errors
+/// When copying ends in an error; the record is written either way.
+pub async fn relay(
+    worker: &Arc<Worker>,
+    mut relay: Relay,
+    downstream: TcpStream,
+    seen: Bytes,
+) -> io::Result<()> {
+    let labels = TrafficLabels {
+        source: relay.peer.workload.as_deref(),
+        destination_service: relay.upstream.service(),
+        destination_namespace: relay.upstream.namespace(),
+        upstream_cluster: relay.upstream.cluster(),
+    };
+    worker.recorder.tcp_opened(&labels);
+    let (copied, result, failure) = match dial(worker, &mut relay).await {
+        Ok(None) => {
+            let flag = match relay.upstream.cluster {
+                "BlackHoleCluster" => ResponseFlag::NoHealthyUpstream,
+                _ => ResponseFlag::NoRouteFound,
+            };
+            let verdict = Verdict {
+                status: 0,
+                flag: Some(flag),
+                details: "",
+                transport_failure: Cow::Borrowed(""),
+            };
+            (Copied::default(), Ok(()), Some(verdict))
+        }
+        Ok(Some(upstream)) => {
+            let (copied, result) = carry(worker, downstream, upstream, seen).await;
+            (copied, result, None)
+        }
+        Err(error) => (Copied::default(), Ok(()), Some(error.verdict())),
+    };
+    record(worker, &relay, copied, failure);
+    result
+}
+
+async fn carry(
+    worker: &Worker,
+    downstream: TcpStream,
+    mut upstream: TcpStream,
+    seen: Bytes,
+) -> (Copied, io::Result<()>) {
+    if let Err(error) = upstream.write_all(&seen).await {
+        return (Copied::default(), Err(error));
+    }
+    // The drain's deadline ends what does not end by itself.
+    let _ = worker;
+    let (mut copied, result) = copy::both_ways(downstream, upstream).await;
+    copied.received += seen.len() as u64;
+    (copied, result)
+}
+
+/// `None`: to be closed.
+async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, DataError> {
+    let (addresses, limit) = match &relay.next {
+        Next::Close => return Ok(None),
+        Next::Original(limit) => (relay.peer.original.into_iter().collect::<Vec<_>>(), *limit),
+        Next::Destination(route, destination) => {
+            let target =
+                Target::of(route, destination, &worker.addresses, relay.peer.original).await?;
+            (target.addresses, target.connect_timeout)
+        }
+    };
+    let first = random() as usize;
+    let mut last = None;
+    for offset in 0..addresses.len() {
+        let endpoint: SocketAddr = addresses[first.wrapping_add(offset) % addresses.len()];
+        relay.upstream.host = Some(endpoint);
+        match connect(endpoint, limit).await {
+            Ok(stream) => {
+                relay.upstream.local = stream.local_addr().ok();
+                return Ok(Some(stream));
+            }
+            Err(source) if source.kind() == io::ErrorKind::TimedOut => {
+                last = Some(DataError::ConnectTimeout { endpoint, limit });
+            }
+            Err(source) => last = Some(DataError::Connect { endpoint, source }),
+        }
+    }
+    Err(last.unwrap_or_else(|| DataError::NoEndpoints {
+        cluster: relay.upstream.cluster().to_owned(),
+    }))
+}
+
+fn record(worker: &Worker, relay: &Relay, copied: Copied, failure: Option<Verdict>) {
+    let (flag, transport_failure) =
+        failure.map_or((None, Cow::Borrowed("")), |v| (v.flag, v.transport_failure));
+    let (peer, upstream) = (&relay.peer, &relay.upstream);
+    worker.recorder.record(&AccessRecord {
+        start: peer.start,
+        duration: peer.started.elapsed(),
+        http: None,
+        response_code: 0,
+        response_flag: flag,
+        details: Cow::Borrowed(""),
+        termination_details: Cow::Borrowed(""),
+        transport_failure,
+        bytes_received: copied.received,
+        bytes_sent: copied.sent,
+        upstream_service_time: None,
+        upstream_host: upstream.host,
+        upstream_cluster: upstream.cluster(),
+        upstream_local: upstream.local,
+        downstream_local: Some(peer.local),
+        downstream_remote: Some(peer.remote),
+        requested_server_name: &relay.server_name,
+        route_name: "",
+        destination_service: upstream.service(),
+        destination_namespace: upstream.namespace(),
+        source: peer.workload.as_deref(),
+    });
+}

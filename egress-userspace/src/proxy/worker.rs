@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Proxy threads: each with its own runtime, listeners and pool. Binding, accepting, following the
+//! ports of the configuration, draining. Knows nothing of what a connection carries.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    access_log::Recorder,
+    connection::{self, Worker},
+};
+use crate::{
+    config::snapshot::Snapshot,
+    kernel::original_dst::Capture,
+    latest::Latest,
+    upstream::resolve::AddressBook,
+};
+
+/// Pending connections of a listener; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Wait after running out of file descriptors; accepting again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often idle upstream connections that have been closed leave the pool.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Takes what the kernel recorded of a connection, by its local and peer address.
+pub type Originals = Arc<dyn Fn(SocketAddr, SocketAddr) -> Option<Capture> + Send + Sync>;
+
+/// Where accepted sockets come from.
+#[derive(Clone)]
+pub enum Downstream {
+    /// Redirected by the kernel, which knows their original destination.
+    Mesh(Originals),
+    /// Meant for this gateway.
+    Gateway,
+}
+
+impl fmt::Debug for Downstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mesh(_) => "Mesh",
+            Self::Gateway => "Gateway",
+        })
+    }
+}
+
+/// How a proxy runs.
+#[derive(Debug, Clone)]
+pub struct ProxySettings {
+    /// Where it listens.
+    pub listen: Listen,
+    /// How long open connections may finish.
+    pub drain_time: Duration,
+}
+
+/// Where a proxy listens.
+#[derive(Debug, Clone)]
+pub enum Listen {
+    /// On fixed addresses.
+    Fixed(Vec<SocketAddr>),
+    /// On the server ports of the configuration.
+    ServerPorts {
+        /// Addresses to bind.
+        bind: Vec<IpAddr>,
+        /// Server port → listen port, where they differ.
+        map: BTreeMap<u16, u16>,
+    },
+}
+
+/// A proxy cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// An address cannot be bound.
+    #[error("listening on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread or its runtime cannot be made.
+    #[error("starting a proxy thread")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What the workers follow.
+#[derive(Debug, Clone)]
+pub struct Feeds {
+    /// Configuration in force.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Addresses of names.
+    pub addresses: watch::Receiver<Arc<AddressBook>>,
+}
+
+/// How a proxy is told to end.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    /// Stop accepting and finish.
+    pub drain: CancellationToken,
+    /// Stop waiting for open connections.
+    pub now: CancellationToken,
+}
+
+/// Running proxy threads.
+#[derive(Debug)]
+pub struct Proxy {
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Binds every listener, then starts the threads; an address that cannot be bound is an error
+    /// of the start. There is one thread for each recorder. `stop` ends it.
+    ///
+    /// # Errors
+    /// When an address cannot be bound or a thread not started.
+    pub fn start(
+        settings: &ProxySettings,
+        feeds: &Feeds,
+        downstream: &Downstream,
+        recorders: Vec<Recorder>,
+        stop: &Stop,
+    ) -> Result<Self, ProxyError> {
+        let first = feeds.snapshots.borrow().clone();
+        let mut prepared = Vec::with_capacity(recorders.len());
+        for recorder in recorders {
+            let mut listeners = BTreeMap::new();
+            for (address, port) in wanted(&settings.listen, &first) {
+                if prepared.is_empty() {
+                    probe(address)?;
+                }
+                listeners.insert((address, port), bind(address)?);
+            }
+            prepared.push((recorder, listeners));
+        }
+        let mut threads = Vec::with_capacity(prepared.len());
+        for (index, (recorder, listeners)) in prepared.into_iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| ProxyError::Thread { source })?;
+            let worker = Arc::new(Worker {
+                downstream: downstream.clone(),
+                snapshots: Latest::new(feeds.snapshots.clone()),
+                addresses: Latest::new(feeds.addresses.clone()),
+                pool: Arc::default(),
+                recorder,
+                tasks: TaskTracker::new(),
+                drain: stop.drain.clone(),
+            });
+            let (settings, cut) = (settings.clone(), stop.now.clone());
+            let snapshots = feeds.snapshots.clone();
+            let thread = thread::Builder::new()
+                .name(format!("proxy-{index}"))
+                .spawn(move || {
+                    runtime.block_on(run(worker, listeners, settings, snapshots, cut));
+                })
+                .map_err(|source| ProxyError::Thread { source })?;
+            threads.push(thread);
+        }
+        Ok(Self { threads })
+    }
+
+    /// Waits until every thread has ended: at most for the drain time, less when `now` is
+    /// cancelled. Blocks.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a proxy thread panicked");
+            }
+        }
+    }
+}
+
+type Listeners = BTreeMap<(SocketAddr, u16), std::net::TcpListener>;
+
+/// Addresses to listen on, each with the port that rules see.
+fn wanted(listen: &Listen, snapshot: &Snapshot) -> Vec<(SocketAddr, u16)> {
+    match listen {
+        Listen::Fixed(addresses) => addresses.iter().map(|a| (*a, a.port())).collect(),
+        Listen::ServerPorts { bind, map } => snapshot
+            .table
+            .gateway_ports()
+            .into_iter()
+            .flat_map(|(server, _)| {
+                let port = map.get(&server).copied().unwrap_or(server);
+                bind.iter().map(move |ip| (SocketAddr::new(*ip, port), server))
+            })
+            .collect(),
+    }
+}
+
+/// Fails when somebody else listens: SO_REUSEPORT would share the port with another process of the
+/// same user without a word.
+fn probe(address: SocketAddr) -> Result<(), ProxyError> {
+    let socket = || -> io::Result<()> {
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    socket().map_err(|source| ProxyError::Bind { address, source })
+}
+
+fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ProxyError> {
+    let bound = || -> io::Result<std::net::TcpListener> {
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // `0.0.0.0` and `::` are bound side by side.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    bound().map_err(|source| ProxyError::Bind { address, source })
+}
+
+/// One worker thread: accepts until the drain, then waits for its tasks up to the deadline.
+async fn run(
+    worker: Arc<Worker>,
+    first: Listeners,
+    settings: ProxySettings,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    cut: CancellationToken,
+) {
+    let mut accepting = BTreeMap::new();
+    for (key, listener) in first {
+        start_accepting(&worker, key, listener, &mut accepting);
+    }
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            () = worker.drain.cancelled() => break,
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    worker.drain.cancelled().await;
+                    break;
+                }
+                let snapshot = snapshots.borrow_and_update().clone();
+                follow(&worker, &settings.listen, &snapshot, &mut accepting);
+            }
+            _ = sweep.tick() => worker.pool.sweep(false),
+        }
+    }
+    drop(accepting);
+    worker.pool.sweep(true);
+    worker.tasks.close();
+    let deadline = tokio::time::timeout(settings.drain_time, worker.tasks.wait());
+    tokio::select! {
+        finished = deadline => {
+            if finished.is_err() {
+                tracing::warn!(open = worker.tasks.len(), "drain time is over: closing what is open");
+            }
+        }
+        () = cut.cancelled() => {}
+    }
+}
+
+/// Opens and closes listeners so that they are those of the snapshot. Connections of a closed
+/// listener go on.
+fn follow(
+    worker: &Arc<Worker>,
+    listen: &Listen,
+    snapshot: &Snapshot,
+    accepting: &mut BTreeMap<(SocketAddr, u16), CancellationToken>,
+) {
+    let wanted = wanted(listen, snapshot);
+    accepting.retain(|key, stop| {
+        let keep = wanted.contains(key);
+        if !keep {
+            stop.cancel();
+        }
+        keep
+    });
+    for key in wanted {
+        if accepting.contains_key(&key) {
+            continue;
+        }
+        match bind(key.0) {
+            Ok(listener) => start_accepting(worker, key, listener, accepting),
+            Err(error) => tracing::error!(
+                address = %key.0,
+                error = %std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default(),
+                "cannot listen on a server port of the configuration"
+            ),
+        }
+    }
+}
+
+fn start_accepting(
+    worker: &Arc<Worker>,
+    key: (SocketAddr, u16),
+    listener: std::net::TcpListener,
+    accepting: &mut BTreeMap<(SocketAddr, u16), CancellationToken>,
+) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => {
+            let stop = worker.drain.child_token();
+            accepting.insert(key, stop.clone());
+            let accepted = worker.clone();
+            worker.tasks.spawn(async move { accept(accepted, listener, key.1, stop).await });
+        }
+        Err(error) => tracing::error!(address = %key.0, %error, "cannot listen"),
+    }
+}
+
+async fn accept(
+    worker: Arc<Worker>,
+    listener: TcpListener,
+    server_port: u16,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, remote)) => start_serving(&worker, stream, remote, server_port),
+            Err(error) if out_of_descriptors(&error) => {
+                tracing::warn!(%error, "cannot accept: pausing");
+                worker.recorder.connection_refused("out_of_descriptors");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            // The peer left between SYN and accept.
+            Err(error) => tracing::debug!(%error, "accept failed"),
+        }
+    }
+}
+
+fn start_serving(
+    worker: &Arc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    server_port: u16,
+) {
+    let serving = worker.clone();
+    worker
+        .tasks
+        .spawn(async move { connection::serve(serving, stream, remote, server_port).await });
+}
+
+fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
