@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `lab-scenario`: the tutorial, real and self-contained; what `cargo xtask run` runs.
 
-use std::{os::fd::AsFd, process::ExitCode};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -9,16 +9,14 @@ use lab::{
     net::{DNS_SERVER, GATEWAY, HTTPBIN, NODE, Net},
     scenario::{Outcome, Scenario},
 };
-use nix::{
-    poll::{PollFd, PollFlags, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::SignalFd,
-    },
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
 };
 
-/// How often the access logs are looked at, in milliseconds.
-const LOOK_EVERY_MS: u16 = 200;
+/// How often the access logs are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs the httpbin tutorial in network namespaces: pod, node proxy, egress gateway, httpbin.
 #[derive(Debug, Parser)]
@@ -43,10 +41,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "making network namespaces and loading kernel programs needs root (sudo)"
     );
-    // Held back from the start, so that Ctrl-C always leads through the clean-up below.
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    signals.thread_block().context("blocking signals")?;
-    let stop = SignalFd::new(&signals).context("waiting for signals")?;
+    // Caught from the start, so that Ctrl-C always leads through the clean-up below. (Blocking the
+    // signals instead would block them in every child, too.)
+    let mut stop = Stop::new()?;
     step("making namespaces pod, node, gateway and external; starting httpbin and DNS");
     let net = Net::new("run").context("building the network")?;
     println!(
@@ -68,20 +65,60 @@ fn run(arguments: &Arguments) -> Result<()> {
         "    {}\n    Ctrl-C ends it and removes everything",
         again.join(" ")
     );
-    follow_until(&stop, &scenario)?;
+    follow_until(&mut stop, &scenario);
     step("cleaning up");
     Ok(())
 }
 
+/// SIGINT and SIGTERM.
+struct Stop {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        let builder = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = builder.context("starting the runtime")?;
+        let guard = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
+        let terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
+        drop(guard);
+        Ok(Self {
+            runtime,
+            interrupt,
+            terminate,
+        })
+    }
+
+    /// Whether one has come, waiting up to `limit`.
+    fn has_come(&mut self, limit: Duration) -> bool {
+        let Self {
+            runtime,
+            interrupt,
+            terminate,
+        } = self;
+        let either = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        runtime.block_on(async { timeout(limit, either).await.is_ok() })
+    }
+}
+
 /// Prints access lines as they come, until told to stop.
-fn follow_until(stop: &SignalFd, scenario: &Scenario<'_>) -> Result<()> {
+fn follow_until(stop: &mut Stop, scenario: &Scenario<'_>) {
     let hops = [
         ("node   ", &*scenario.node),
         ("gateway", &*scenario.gateway),
     ];
     let mut shown = hops.map(|(_, hop)| hop.access_lines().len());
-    let mut told = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    while poll(&mut told, LOOK_EVERY_MS).context("waiting for Ctrl-C")? == 0 {
+    while !stop.has_come(LOOK_EVERY) {
         for ((name, hop), shown) in hops.iter().zip(&mut shown) {
             let lines = hop.access_lines();
             for line in &lines[*shown..] {
@@ -90,7 +127,6 @@ fn follow_until(stop: &SignalFd, scenario: &Scenario<'_>) -> Result<()> {
             *shown = lines.len();
         }
     }
-    Ok(())
 }
 
 fn show(outcome: &Outcome, scenario: &Scenario<'_>) -> Result<()> {
