@@ -1,1 +1,71 @@
-//! The lab.
+// SPDX-License-Identifier: Apache-2.0
+//! The lab: a small internet inside network namespaces, for the end-to-end tests and for
+//! `cargo xtask run`.
+//!
+//! Modules from the ground up:
+//! - [`netns`], [`cgroup`], [`process`]: what the kernel gives; each thing is gone when dropped.
+//! - [`httpbin`], [`dns`]: the servers of the outside world (binaries `lab-httpbin`, `lab-dns`).
+//! - [`client`]: an application in a pod, where curl says too little (binary `lab-client`).
+//! - [`net`]: namespaces pod, node, gateway and external, wired together, servers running.
+//! - [`node`], [`gateway`]: the two hops, as the `egress` binary runs them; [`access_line`] reads
+//!   what they log.
+//! - [`scenario`]: the tutorial from start to end (binary `lab-scenario`).
+//!
+//! Knows `egress` only from outside: flags, output, HTTP, pins. Uses none of its code.
+
+pub mod access_line;
+pub mod cgroup;
+pub mod client;
+pub mod dns;
+pub mod gateway;
+pub mod hop;
+pub mod httpbin;
+pub mod net;
+pub mod netns;
+pub mod node;
+pub mod process;
+pub mod scenario;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The `egress` binary: `EGRESS_BIN`, else beside this program.
+///
+/// # Errors
+/// When there is none.
+pub fn egress_binary() -> Result<PathBuf> {
+    match env::var_os("EGRESS_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => binary("egress"),
+    }
+}
+
+/// A binary of this workspace, found beside this program (cargo puts tests into `deps/` below it).
+///
+/// # Errors
+/// When it has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("finding this program's own path")?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!(
+            "{name} is not beside {}: build it first (`cargo xtask test` and `cargo xtask run` do)",
+            own.display()
+        ),
+    }
+}
+
+/// `examples/` of this repository.
+pub fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}

@@ -5,7 +5,10 @@
 
 mod build;
 mod build_ebpf;
+mod lint;
+mod run;
 mod setup;
+mod test;
 
 use std::{
     path::{Path, PathBuf},
@@ -31,6 +34,12 @@ enum Task {
     BuildEbpf,
     /// Build the program.
     Build(build::Arguments),
+    /// Run the tutorial's scenario in network namespaces (root), or, after `--`, the program.
+    Run(run::Arguments),
+    /// Run the unit tests, then the end-to-end tests (root).
+    Test(test::Arguments),
+    /// Check formatting, clippy and documentation.
+    Lint,
 }
 
 fn main() -> ExitCode {
@@ -38,6 +47,9 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::BuildEbpf => setup::run().and_then(|()| build::kernel_object()),
         Task::Build(arguments) => setup::run().and_then(|()| build::run(&arguments).map(drop)),
+        Task::Run(arguments) => setup::run().and_then(|()| run::run(&arguments)),
+        Task::Test(arguments) => setup::run().and_then(|()| test::run(&arguments)),
+        Task::Lint => setup::run().and_then(|()| lint::run()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

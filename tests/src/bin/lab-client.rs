@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `lab-client`: the application of [`lab::client`] as a process.
+
+use std::{
+    io::stdin,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use lab::client::{Load, Request, get, send};
+
+/// An application that sends HTTP requests and tells what it saw, as JSON.
+#[derive(Debug, Parser)]
+enum Arguments {
+    /// One request.
+    Get {
+        /// Where to connect.
+        address: SocketAddr,
+        /// Host header.
+        #[arg(long)]
+        host: String,
+        /// Path.
+        #[arg(long, default_value = "/get")]
+        path: String,
+        /// Print `waiting` and wait for a line on standard input before connecting.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Many requests: `--count` of them, or until standard input ends.
+    Load {
+        /// Where to connect, taken in turn.
+        #[arg(required = true)]
+        addresses: Vec<SocketAddr>,
+        /// Host header.
+        #[arg(long)]
+        host: String,
+        /// Path.
+        #[arg(long, default_value = "/get")]
+        path: String,
+        /// Threads.
+        #[arg(long, default_value_t = 4)]
+        threads: usize,
+        /// Requests.
+        #[arg(long)]
+        count: Option<usize>,
+        /// Keep connections.
+        #[arg(long)]
+        keep_alive: bool,
+        /// Accept an answer of another server than the one asked.
+        #[arg(long)]
+        any_server: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    let report = match Arguments::parse() {
+        Arguments::Get {
+            address,
+            host,
+            path,
+            wait,
+        } => {
+            if wait {
+                println!("waiting");
+                stdin().read_line(&mut String::new()).context("waiting")?;
+            }
+            get(&Request {
+                address,
+                host,
+                path,
+            })?
+        }
+        Arguments::Load {
+            addresses,
+            host,
+            path,
+            threads,
+            count,
+            keep_alive,
+            any_server,
+        } => {
+            let load = Load {
+                addresses,
+                host,
+                path,
+                threads,
+                keep_alive,
+            };
+            load_until_told(&load, count, any_server)
+        }
+    };
+    println!("{report}");
+    Ok(())
+}
+
+fn load_until_told(load: &Load, count: Option<usize>, any_server: bool) -> serde_json::Value {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        if count.is_none() {
+            scope.spawn(|| {
+                // An error ends the wait as well as the end of input does.
+                let _ = std::io::copy(&mut stdin(), &mut std::io::sink());
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+        println!("sending");
+        send(load, count, any_server, &stop)
+    })
+}
