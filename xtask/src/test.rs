@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         execute(&mut unit)?;
     }
     if arguments.only != Some(Kind::Unit) {
-        let mut e2e = cargo_test(&["--package", "egress-tests", "--test", "e2e"])?;
+        let mut e2e = cargo_test(&["--test", "e2e"])?;
         e2e.args(&arguments.filter)
             .args(["--", "--test-threads", E2E_THREADS])
             .env("EGRESS_BIN", &egress);

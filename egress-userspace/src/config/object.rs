@@ -131,16 +131,16 @@ fn read_value(
     path: &str,
     defaults: &Defaults,
 ) -> Vec<Object> {
-    if value.get("kind").and_then(Value::as_str) == Some("List") {
-        if let Some(Value::Sequence(items)) = value.get_mut("items").map(std::mem::take) {
-            return items
-                .into_iter()
-                .enumerate()
-                .flat_map(|(index, item)| {
-                    read_value(document, item, &format!("items[{index}]."), defaults)
-                })
-                .collect();
-        }
+    if value.get("kind").and_then(Value::as_str) == Some("List")
+        && let Some(Value::Sequence(items)) = value.get_mut("items").map(std::mem::take)
+    {
+        return items
+            .into_iter()
+            .enumerate()
+            .flat_map(|(index, item)| {
+                read_value(document, item, &format!("items[{index}]."), defaults)
+            })
+            .collect();
     }
     vec![read_object(document, &value, path, defaults)]
 }

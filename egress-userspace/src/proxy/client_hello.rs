@@ -32,14 +32,14 @@ pub fn parse(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = Reader(bytes);
     loop {
-        if let Some(length) = handshake_length(&message) {
-            if message.len() >= length {
-                let body = message.get(4..length).unwrap_or_default();
-                return match server_name(body) {
-                    Some(name) => Hello::Complete(name),
-                    None => Hello::Not,
-                };
-            }
+        if let Some(length) = handshake_length(&message)
+            && message.len() >= length
+        {
+            let body = message.get(4..length).unwrap_or_default();
+            return match server_name(body) {
+                Some(name) => Hello::Complete(name),
+                None => Hello::Not,
+            };
         }
         let Some(header) = rest.take(5) else {
             return Hello::Partial;

@@ -249,10 +249,10 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Streaming { body, count } => {
                 let polled = Pin::new(body).poll_frame(cx);
-                if let Poll::Ready(Some(Ok(frame))) = &polled {
-                    if let Some(data) = frame.data_ref() {
-                        count.fetch_add(data.remaining() as u64, Ordering::Relaxed);
-                    }
+                if let Poll::Ready(Some(Ok(frame))) = &polled
+                    && let Some(data) = frame.data_ref()
+                {
+                    count.fetch_add(data.remaining() as u64, Ordering::Relaxed);
                 }
                 polled
             }
@@ -331,10 +331,10 @@ impl ResponseBody {
     }
 
     fn release(&mut self) {
-        if let Content::Upstream { connection, .. } = &mut self.content {
-            if let Some((connection, pool)) = connection.take() {
-                pool.put(connection);
-            }
+        if let Content::Upstream { connection, .. } = &mut self.content
+            && let Some((connection, pool)) = connection.take()
+        {
+            pool.put(connection);
         }
     }
 

@@ -313,14 +313,13 @@ fn upstream_request(
 ) -> (Request<RequestBody>, Option<OnUpgrade>) {
     let upgrade = wants_upgrade(&parts.headers);
     remove_hop_by_hop(&mut parts.headers, upgrade);
-    if !parts.headers.contains_key(HOST) {
-        if let Some(value) = parts
+    if !parts.headers.contains_key(HOST)
+        && let Some(value) = parts
             .uri
             .authority()
             .and_then(|a| HeaderValue::from_str(a.as_str()).ok())
-        {
-            parts.headers.insert(HOST, value);
-        }
+    {
+        parts.headers.insert(HOST, value);
     }
     if parts.uri.scheme().is_some() {
         let path = parts.uri.path_and_query().cloned();

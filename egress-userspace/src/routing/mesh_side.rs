@@ -188,14 +188,14 @@ impl MeshSide {
             .host
             .exact()
             .and_then(|host| self.virtual_service(host, namespace, why));
-        if let Some(vs) = vs {
-            if let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None)) {
-                why.step(|| {
-                    let origin = &vs.source.origin;
-                    Step::about(origin, format!("{origin} tcp[{}] matched", rule.index))
-                });
-                return self.connection(rule.route.on(request.port), Some(vs), draw, why);
-            }
+        if let Some(vs) = vs
+            && let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None))
+        {
+            why.step(|| {
+                let origin = &vs.source.origin;
+                Step::about(origin, format!("{origin} tcp[{}] matched", rule.index))
+            });
+            return self.connection(rule.route.on(request.port), Some(vs), draw, why);
         }
         self.default_of((service, port), draw, why)
     }

@@ -120,8 +120,11 @@ pub struct For<'a> {
 pub struct Compiler<'a> {
     registry: &'a Registry,
     mesh: &'a MeshDefaults,
-    destinations: HashMap<(String, Option<u16>, Option<String>, u16), Arc<Destination>>,
+    destinations: HashMap<DestinationKey, Arc<Destination>>,
 }
+
+/// Host, port and subset as written, and the listener port when the port is left to it.
+type DestinationKey = (String, Option<u16>, Option<String>, u16);
 
 impl<'a> Compiler<'a> {
     /// A compiler over a registry.

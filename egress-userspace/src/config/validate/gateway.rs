@@ -152,7 +152,8 @@ fn tls(
         && tls.mode == raw::TlsMode::Passthrough
         && tls.credential_name.is_empty()
         && tls.server_certificate.is_empty();
-    if !wants && !(protocol.is_http() && redirect_only) {
+    let allowed = wants || (protocol.is_http() && redirect_only);
+    if !allowed {
         findings.error(
             field,
             "tls is for protocols HTTPS and TLS; on HTTP only httpsRedirect is allowed",

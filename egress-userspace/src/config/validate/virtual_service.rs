@@ -159,13 +159,13 @@ fn gateway_names(
                 None => named(namespace, text),
             },
         };
-        if let GatewayName::Named { namespace, name } = &gateway {
-            if !names::is_label(namespace) || name.is_empty() || name.contains('/') {
-                findings.error(
-                    &field,
-                    format!("`{text}` is no gateway: write `name`, `namespace/name` or `mesh`"),
-                );
-            }
+        if let GatewayName::Named { namespace, name } = &gateway
+            && (!names::is_label(namespace) || name.is_empty() || name.contains('/'))
+        {
+            findings.error(
+                &field,
+                format!("`{text}` is no gateway: write `name`, `namespace/name` or `mesh`"),
+            );
         }
         gateways.push(gateway);
     }
