@@ -77,10 +77,10 @@ fn every_kind_of_socket_is_captured_and_sees_the_peer_it_asked_for() {
         );
     }
     for (program, outcome, count) in [
-        ("egress_connect4", "redirected", 1.0),
-        ("egress_connect6", "redirected", 2.0),
-        ("egress_getpeername4", "restored", 1.0),
-        ("egress_getpeername6", "restored", 2.0),
+        ("connect4", "redirected", 1.0),
+        ("connect6", "redirected", 2.0),
+        ("getpeername4", "restored", 1.0),
+        ("getpeername6", "restored", 2.0),
     ] {
         let labels = [("program", program), ("outcome", outcome)];
         let found = node
@@ -127,7 +127,7 @@ fn every_original_destination_of_ten_thousand_rapid_connections_is_right() {
     let report = net.pod.client(&load).unwrap();
     let expected = format!("{{\"done\":{RAPID},\"failed\":0,\"messages\":[],\"wrong\":0}}");
     assert_eq!(report.to_string(), expected);
-    let labels = [("program", "egress_connect4"), ("outcome", "redirected")];
+    let labels = [("program", "connect4"), ("outcome", "redirected")];
     let redirected = node
         .metric("egress_kernel_outcomes_total", &labels)
         .unwrap();
@@ -234,7 +234,7 @@ fn node_inside_a_captured_cgroup_does_not_capture_itself() {
         response.contains("203.0.113.1"),
         "the node's own address: {response}"
     );
-    let labels = [("program", "egress_connect4"), ("outcome", "own_traffic")];
+    let labels = [("program", "connect4"), ("outcome", "own_traffic")];
     let own_traffic = node
         .metric("egress_kernel_outcomes_total", &labels)
         .unwrap();

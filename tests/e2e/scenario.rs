@@ -129,7 +129,7 @@ fn metrics_and_admin_tell_of_the_request() {
         assert_eq!(status, 200);
         assert!(dump.contains("vsvc-httpbin-gateway"), "{dump}");
     }
-    let labels = [("program", "egress_connect4"), ("outcome", "redirected")];
+    let labels = [("program", "connect4"), ("outcome", "redirected")];
     let redirected = scenario
         .node
         .metric("egress_kernel_outcomes_total", &labels);
@@ -171,10 +171,7 @@ fn unregistered_host_is_left_alone_under_allow_any() {
         .run(&["curl", "-sS", "http://elsewhere.test/ip"])
         .unwrap();
     assert!(response.contains(&net.pod.address), "{response}");
-    let labels = [
-        ("program", "egress_connect4"),
-        ("outcome", "not_registered"),
-    ];
+    let labels = [("program", "connect4"), ("outcome", "not_registered")];
     let passed = scenario
         .node
         .metric("egress_kernel_outcomes_total", &labels)
