@@ -4,6 +4,11 @@
 //! `cargo xtask test` runs them, as root. Each test has namespaces, cgroups and a pin directory of
 //! its own, so they run side by side.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails with the error it met, in helpers as in tests"
+)]
+
 mod capture;
 mod http;
 mod lifecycle;
