@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{build, execute, root, setup, shown, target_dir};
+use crate::{build, execute, run, setup, shown, target_dir};
 
 /// Programs that every run needs: (file, Debian package).
 const PROGRAMS: [(&str, &str); 2] = [("wrk", "wrk"), ("nginx", "nginx")];
@@ -35,17 +35,8 @@ enum Peers {
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::programs(&PROGRAMS)?;
     let egress = build::run(&build::Arguments { release: true })?;
-    let mut lab = Command::new("cargo");
-    lab.current_dir(root()?).args([
-        "build",
-        "--release",
-        "--package",
-        "egress-tests",
-        "--bin",
-        "lab-bench",
-    ]);
-    execute(&mut lab)?;
-    let mut command = Command::new(target_dir()?.join("release/lab-bench"));
+    // Only what is measured is built with optimisations.
+    let mut command = Command::new(run::lab_binaries()?.join("lab-bench"));
     command.env("EGRESS_BIN", egress).args(&arguments.more);
     if arguments.peers.is_some() {
         setup::programs(&PEERS)?;

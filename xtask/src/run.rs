@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds the lab's binaries; the directory they are in.
-fn lab_binaries() -> Result<PathBuf> {
+pub fn lab_binaries() -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command
         .current_dir(root()?)

@@ -160,7 +160,7 @@ pub(super) fn peer(setting: &Setting<'_>, peer: Peer) -> Result<Proxy> {
 
 fn haproxy(setting: &Setting<'_>, port: u16) -> Result<Process> {
     let config = format!(
-        "global\n    nbthread 1\n    maxconn 10000\n    log fd@1 format raw local0\n\
+        "global\n    nbthread 1\n    maxconn 4000\n    log fd@1 format raw local0\n\
          defaults\n    mode http\n    log global\n    option httplog\n    http-reuse always\n\
          \x20   timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n\
          frontend bench\n    bind 127.0.0.1:{port}\n    default_backend upstream\n\

@@ -2,7 +2,7 @@
 //! `lab-bench`: the measurements of [`lab::bench`], as a Markdown table; what `cargo xtask bench`
 //! runs.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -28,8 +28,17 @@ struct Arguments {
     connections: usize,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match measure(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: Arguments) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "capturing the client needs root (sudo)"
