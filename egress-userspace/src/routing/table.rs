@@ -27,7 +27,7 @@ pub struct Objects {
 }
 
 /// The part of meshConfig that routing needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshDefaults {
     /// outboundTrafficPolicy.mode.
     pub outbound: OutboundPolicy,
