@@ -32,7 +32,9 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<bool> {
         Output::Json => report::render_json(&loaded),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(loaded.problems().all(|problem| problem.severity != Severity::Error))
+    Ok(loaded
+        .problems()
+        .all(|problem| problem.severity != Severity::Error))
 }
 
 /// `egress explain`.

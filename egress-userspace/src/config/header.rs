@@ -215,7 +215,7 @@ pub(super) fn looks_flat(mapping: &Mapping) -> bool {
 /// when it is neither.
 pub(super) fn lost_indentation(text: &str) -> Option<String> {
     let mut numbered = 0;
-    let mut indented = false;
+    let mut stray = false;
     let mut emptied = false;
     let mut lines = 0;
     for line in content_lines(text) {
@@ -223,7 +223,7 @@ pub(super) fn lost_indentation(text: &str) -> Option<String> {
         if number_prefix(line) > 0 {
             numbered += 1;
         }
-        indented |= line.starts_with([' ', '\t']);
+        stray |= is_stray(line);
         emptied |= matches!(unnumbered(line), "metadata:" | "spec:");
     }
     let how = "write `metadata:` with `  name: ...` under it and `spec:` with its fields under \
@@ -235,13 +235,22 @@ pub(super) fn lost_indentation(text: &str) -> Option<String> {
              the numbers and restore the indentation; {how}"
         ));
     }
-    (emptied && !indented && lines > 3).then(|| {
+    (emptied && stray && lines > 3).then(|| {
         format!(
-            "the indentation is lost: every line starts at column 0, so metadata and spec are \
-                 empty; {how}"
+            "the indentation is lost: fields of metadata and spec start at column 0, so \
+                 metadata or spec is empty; {how}"
         )
     })
 }
+
+/// Whether a line is a key at column 0 that no object has there.
+fn is_stray(line: &str) -> bool {
+    let key = unnumbered(line).split(':').next().unwrap_or_default();
+    line.starts_with(|c: char| c.is_ascii_alphanumeric()) && !FIELDS.contains(&key)
+}
+
+/// Fields at the top of an object.
+const FIELDS: [&str; 6] = ["apiVersion", "kind", "metadata", "spec", "status", "items"];
 
 fn content_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
