@@ -4,14 +4,18 @@
 //! `cargo xtask test` runs them, as root. Each test has namespaces, cgroups and a pin directory of
 //! its own, so they run side by side.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on fails, with the error it met"
-)]
-
+mod capture;
+mod http;
+mod lifecycle;
 mod network;
+mod reload;
+mod scenario;
 
-use std::io::Write;
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use lab::net::Net;
 
@@ -28,4 +32,41 @@ fn net(test: &str) -> Option<Net> {
     // Not captured by the test harness, unlike eprintln.
     let _ = writeln!(std::io::stderr(), "NOT RUN: {test} needs root");
     None
+}
+
+/// A ServiceEntry of namespace istio-demo; `rest` is more of its spec, in flow style.
+fn service_entry(name: &str, hosts: &[&str], ports: &[u16], rest: &str) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: {name}, namespace: istio-demo}}\n\
+         spec:\n  hosts: [{}]\n  location: MESH_EXTERNAL\n  {rest}\n  ports:\n",
+        hosts
+            .iter()
+            .map(|host| format!("\"{host}\""))
+            .collect::<Vec<_>>()
+            .join(", "),
+    );
+    for port in ports {
+        let port = format!("{{number: {port}, name: http-{port}, protocol: HTTP}}");
+        writeln!(yaml, "  - {port}").expect("writing to a string");
+    }
+    yaml
+}
+
+/// Writes a file of the lab's own configuration folder; the folder.
+fn configure(net: &Net, file: &str, yaml: &str) -> PathBuf {
+    let path = net
+        .directory
+        .write(&format!("config/{file}"), yaml)
+        .unwrap();
+    path.parent().map(Path::to_owned).unwrap()
+}
+
+/// A meshConfig file of the lab.
+fn mesh_config(net: &Net, yaml: &str) -> String {
+    net.directory
+        .write("mesh.yaml", yaml)
+        .unwrap()
+        .display()
+        .to_string()
 }

@@ -27,6 +27,7 @@ use crate::{
     binary,
     cgroup::Cgroup,
     netns::{End, Netns, cable},
+    node,
     process::{Process, Stream},
 };
 
@@ -167,6 +168,19 @@ impl Net {
     pub fn seen(&self) -> Vec<String> {
         let lines = self.httpbin.lines(Stream::Stdout);
         lines.into_iter().filter(|line| line != "ready").collect()
+    }
+}
+
+/// Removes what a killed agent leaves pinned (a pinned link would keep its programs loaded) and
+/// its lock file; the rest goes with the fields.
+impl Drop for Net {
+    fn drop(&mut self) {
+        let pins = node::bpffs(self);
+        if pins.exists()
+            && let Err(error) = fs::remove_dir_all(&pins)
+        {
+            eprintln!("lab: removing {}: {error}", pins.display());
+        }
     }
 }
 
