@@ -147,7 +147,8 @@ fn two_pods_at_once_are_never_mixed_up() {
     let client = binary("lab-client").unwrap().display().to_string();
     let start = |pod: &lab::net::Pod, path: &str| {
         let load = load(&["--threads", "4", "--count", "2000", "--path", path]);
-        pod.spawn(&[&[client.clone()], &load[..]].concat()).unwrap()
+        pod.spawn(&[std::slice::from_ref(&client), &load[..]].concat())
+            .unwrap()
     };
     let mut loads = [
         start(&net.pod, "/get?pod=sleep"),

@@ -4,6 +4,8 @@
 //! `cargo xtask test` runs them, as root. Each test has namespaces, cgroups and a pin directory of
 //! its own, so they run side by side.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod capture;
 mod http;
 mod lifecycle;
