@@ -4,7 +4,10 @@
 //! `cargo xtask test` runs them, as root. Each test has namespaces, cgroups and a pin directory of
 //! its own, so they run side by side.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails with the error it met, in helpers as in tests"
+)]
 
 mod capture;
 mod http;

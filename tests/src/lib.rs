@@ -10,10 +10,12 @@
 //! - [`node`], [`gateway`]: the two hops, as the `egress` binary runs them; [`access_line`] reads
 //!   what they log.
 //! - [`scenario`]: the tutorial from start to end (binary `lab-scenario`).
+//! - [`bench`]: CPU per request beside other proxies (binary `lab-bench`).
 //!
 //! Knows `egress` only from outside: flags, output, HTTP, pins. Uses none of its code.
 
 pub mod access_line;
+pub mod bench;
 pub mod cgroup;
 pub mod client;
 pub mod dns;

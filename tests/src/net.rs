@@ -269,7 +269,11 @@ impl Pod {
 }
 
 impl Directory {
-    fn new(name: &str) -> Result<Self> {
+    /// Makes an empty one below the system's temporary directory; removed when dropped.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn new(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))

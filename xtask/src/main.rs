@@ -3,6 +3,7 @@
 //!
 //! One module per command; each prints what it executes.
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod lint;
@@ -40,6 +41,8 @@ enum Task {
     Test(test::Arguments),
     /// Check formatting, clippy and documentation.
     Lint,
+    /// Measure CPU per request, beside other proxies (root).
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => setup::run().and_then(|()| run::run(&arguments)),
         Task::Test(arguments) => setup::run().and_then(|()| test::run(&arguments)),
         Task::Lint => setup::run().and_then(|()| lint::run()),
+        Task::Bench(arguments) => setup::run().and_then(|()| bench::run(&arguments)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

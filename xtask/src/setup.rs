@@ -32,11 +32,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 
 /// Makes sure that everything is there.
 pub fn run() -> Result<()> {
-    let mut packages: Vec<String> = PROGRAMS
-        .iter()
-        .filter(|(file, _)| !is_present(file))
-        .map(|(_, package)| (*package).to_owned())
-        .collect();
+    let mut packages = missing_packages(&PROGRAMS);
     let missing = Toolchain::find().err();
     match missing {
         None if packages.is_empty() => return Ok(()),
@@ -66,6 +62,23 @@ pub fn run() -> Result<()> {
             compiler.llvm
         )
     })
+}
+
+/// Makes sure that programs are there which only some command needs: (file, package).
+pub fn programs(programs: &[(&str, &str)]) -> Result<()> {
+    let packages = missing_packages(programs);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    install(&packages, None)
+}
+
+fn missing_packages(programs: &[(&str, &str)]) -> Vec<String> {
+    programs
+        .iter()
+        .filter(|(file, _)| !is_present(file))
+        .map(|(_, package)| (*package).to_owned())
+        .collect()
 }
 
 /// Installs packages, then bpf-linker for an LLVM version when asked to.
