@@ -174,3 +174,6 @@ impl Table {
         &self.role
     }
 }
+
+#[cfg(test)]
+mod tests;
