@@ -7,7 +7,7 @@ use std::{io, sync::Arc};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, mpsc},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,19 +20,20 @@ pub struct Shutdown {
     pub now: CancellationToken,
     /// Everything has ended; the admin server goes last.
     pub ended: CancellationToken,
-    /// Reread configuration.
-    pub reload: Arc<Notify>,
     /// Reopen log files.
     pub reopen: Arc<Notify>,
 }
 
 impl Shutdown {
-    /// Installs the signal handlers on the current runtime.
+    /// Installs the signal handlers on the current runtime; the receiver gets a message when the
+    /// configuration is to be reread.
     ///
     /// # Errors
     /// When the operating system refuses a handler.
-    pub fn on_signals() -> io::Result<Self> {
+    pub fn on_signals() -> io::Result<(Self, mpsc::Receiver<()>)> {
         let shutdown = Self::default();
+        // One request to reread is as good as several that have not been served yet.
+        let (reread, reload) = mpsc::channel(1);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -44,13 +45,14 @@ impl Shutdown {
                     _ = interrupt.recv() => asked.stop("SIGINT"),
                     _ = hangup.recv() => {
                         tracing::info!(signal = "SIGHUP", "rereading the configuration");
-                        asked.reload.notify_one();
+                        // Full: a request is waiting already.
+                        let _ = reread.try_send(());
                         asked.reopen.notify_one();
                     }
                 }
             }
         });
-        Ok(shutdown)
+        Ok((shutdown, reload))
     }
 
     fn stop(&self, signal: &str) {

@@ -10,7 +10,7 @@
 //! - [`node`], [`gateway`]: the two hops, as the `egress` binary runs them; [`access_line`] reads
 //!   what they log.
 //! - [`scenario`]: the tutorial from start to end (binary `lab-scenario`).
-//! - [`bench`]: CPU per request beside other proxies (binary `lab-bench`).
+//! - [`mod@bench`]: CPU per request beside other proxies (binary `lab-bench`).
 //!
 //! Knows `egress` only from outside: flags, output, HTTP, pins. Uses none of its code.
 

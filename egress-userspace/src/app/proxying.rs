@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     cli::ProxyArgs,
-    config::{ConfigSettings, reload, snapshot::Snapshot},
+    config::{self, ConfigSettings, snapshot::Snapshot},
     control::{Admin, AdminState, Readiness},
     kernel::names_to_capture,
     proxy::{
@@ -63,7 +63,7 @@ impl Foundation {
     /// # Errors
     /// When a file, the resolver or the log cannot be used.
     pub async fn start(args: &ProxyArgs, role: Role) -> anyhow::Result<Self> {
-        let shutdown = Shutdown::on_signals().context("installing signal handlers")?;
+        let (shutdown, reload) = Shutdown::on_signals().context("installing signal handlers")?;
         let config = ConfigSettings {
             paths: args.config.config.clone(),
             mesh_config: args.config.mesh_config.clone(),
@@ -71,7 +71,7 @@ impl Foundation {
             role,
         };
         let stop = shutdown.drain.clone();
-        let candidates = reload::start(config, shutdown.reload.clone(), stop.clone())?;
+        let candidates = config::start(config, reload, stop.clone())?;
         let first = candidates.borrow().clone();
         let (names, wanted) = watch::channel(names(&first));
         let settings = ResolveSettings {

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::{
     cli::{DumpArgs, DumpWhat, ExplainArgs, ExplainProtocol, Output, StatusArgs, ValidateArgs},
-    config::{ConfigSettings, reload, report},
+    config::{self, ConfigSettings, problem::Severity, report},
     control::client::{self, Dump},
     explain::{ExplainRequest, ExplainSource, Explainer, render_text},
     kernel,
@@ -21,14 +21,20 @@ use crate::{
 
 /// `egress validate`.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<bool> {
-    let loaded = reload::load(&ConfigSettings {
+    let loaded = config::load(&ConfigSettings {
         paths: args.paths.clone(),
         mesh_config: args.mesh_config.clone(),
         default_namespace: args.default_namespace.clone(),
         role: Role::Mesh,
     })?;
-    let json = args.output == Output::Json;
-    Ok(report::write(&loaded, json, &mut io::stdout().lock())?)
+    let text = match args.output {
+        Output::Text => report::render_text(&loaded),
+        Output::Json => report::render_json(&loaded),
+    };
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(loaded
+        .problems()
+        .all(|problem| problem.severity != Severity::Error))
 }
 
 /// `egress explain`.
@@ -36,7 +42,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
     if args.config.config.is_empty() {
         bail!("no configuration: give at least one --config PATH");
     }
-    let loaded = reload::load(&ConfigSettings {
+    let loaded = config::load(&ConfigSettings {
         paths: args.config.config.clone(),
         mesh_config: args.config.mesh_config.clone(),
         default_namespace: args.config.default_namespace.clone(),
@@ -45,7 +51,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
     for problem in loaded.problems() {
         eprintln!("{problem}");
     }
-    let explainer = Explainer::new(loaded.model);
+    let explainer = Explainer::new(loaded.objects);
     let mut out = io::BufWriter::new(io::stdout().lock());
     if let Some(path) = &args.batch {
         for line in input(path)?.lines() {

@@ -1,261 +1,336 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One YAML document: its text, where it starts, and the line of any field in it. The step between
-//! reading a file and knowing what object it holds; does not know any kind.
+//! One YAML document to one object of the model, with its findings.
+//!
+//! Text → YAML value (its own limits stop duplicate keys, deep nesting and alias bombs) → header
+//! (apiVersion, kind, metadata) → raw object of the kind → validation. Knows one document at a
+//! time; which of several versions of an object counts is `objects`' question.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+    sync::Arc,
+};
 
-use saphyr_parser::{Event, Parser};
-use serde_yaml::Value;
+use serde::de::DeserializeOwned;
+use serde_yaml::{Mapping, Value};
 
-/// A document as it stands in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::{
+    field::{self, Segment, Shown},
+    header::{self, Header},
+    istio,
+    mesh::MeshConfig,
+    problem::{Problem, Severity},
+    source::{files::RawDocument, lines},
+    validate::{self, Finding, Findings, Subject},
+};
+use crate::routing::{
+    gateway::Gateway,
+    service::{Origin, Service},
+    virtual_service::VirtualService,
+};
+
+/// A document, or an item of a `List`, after validation.
+#[derive(Debug)]
 pub struct Document {
-    /// The file.
-    pub file: Arc<PathBuf>,
-    /// 1-based line of the document's first line that is not empty or a comment.
-    pub line: u64,
-    /// 1-based line of the first line of `text`.
-    pub text_line: u64,
-    /// The document without its `---`.
-    pub text: String,
+    /// What it is and where it is written; kind, namespace and name are empty when unknown.
+    pub origin: Arc<Origin>,
+    /// Kind as written; `origin.kind` is empty for kinds that are not ours.
+    pub kind: String,
+    /// Findings of the object itself and between objects.
+    pub findings: Vec<Problem>,
+    /// The valid object; `None` when it is rejected or not ours.
+    pub(super) object: Option<Object>,
+    /// Fingerprint of the YAML value.
+    pub(super) content: u64,
+    /// For the lines of findings that are found later.
+    text: Arc<str>,
+    first_line: u64,
+    /// Where the object stands in the document (inside a `List`).
+    prefix: Vec<Segment>,
 }
 
-/// Splits a file at its `---` lines, so that one broken document never hides the others. YAML
-/// forbids `---` at column 0 inside scalars (YAML 1.2, 9.1.2), which makes this exact. Documents
-/// without content are left out.
-pub fn split(file: PathBuf, text: &str) -> Vec<Document> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let file = Arc::new(file);
-    let mut documents = Vec::new();
-    let mut current = String::new();
-    let mut text_line = 1;
-    for (line, content) in (1..).zip(text.split_inclusive('\n')) {
-        let bare = content.trim_end();
-        if bare == "---" || bare.starts_with("--- ") {
-            push(
-                &mut documents,
-                &file,
-                std::mem::take(&mut current),
-                text_line,
-            );
-            // What follows the marker on its line belongs to the document.
-            current.push_str(content.get(3..).unwrap_or_default());
-            text_line = line;
-        } else if bare == "..." {
-            current.push('\n');
-        } else {
-            current.push_str(content);
-        }
-    }
-    push(&mut documents, &file, current, text_line);
-    documents
+/// A valid object.
+#[derive(Debug, Clone)]
+pub(super) enum Object {
+    /// One service per host.
+    ServiceEntry(Vec<Arc<Service>>),
+    Gateway(Arc<Gateway>),
+    VirtualService(Arc<VirtualService>),
+    /// Checked; no data path yet.
+    DestinationRule,
+    /// Checked; no data path yet.
+    Sidecar,
 }
 
-fn push(documents: &mut Vec<Document>, file: &Arc<PathBuf>, text: String, text_line: u64) {
-    let first = text.lines().position(|line| {
-        let line = line.trim_start();
-        !line.is_empty() && !line.starts_with('#')
-    });
-    if let Some(first) = first {
-        let line = text_line + first as u64;
-        documents.push(Document {
-            file: file.clone(),
-            line,
-            text_line,
-            text,
-        });
-    }
+/// What validation needs beside the document.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Defaults<'a> {
+    /// Namespace of objects that carry none.
+    pub namespace: &'a str,
+    /// Mesh-wide settings.
+    pub mesh: &'a MeshConfig,
 }
 
 impl Document {
-    /// The line of a field path such as `spec.http[0].match`; the nearest parent that exists when
-    /// the field does not.
-    pub fn line_of(&self, path: &str) -> u64 {
-        let wanted = steps(path);
-        let mut best = (0, self.line);
-        for (at, line) in Walk::new(&self.text) {
-            let common = at.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
-            if common == at.len() && common > best.0 {
-                best = (common, self.text_line + line - 1);
-            }
-        }
-        best.1
+    /// Whether nothing is wrong with it: it is loaded, if it is of a kind that is used.
+    pub fn accepted(&self) -> bool {
+        self.findings.iter().all(|f| f.severity != Severity::Error)
+    }
+
+    /// Adds a finding about the object.
+    pub(super) fn report(&mut self, finding: Finding) {
+        let mut segments = self.prefix.clone();
+        segments.extend(finding.field.iter().cloned());
+        let line = if segments.is_empty() {
+            self.origin.line
+        } else {
+            self.first_line + lines::line_of(&self.text, &segments)
+        };
+        self.push(line, finding);
+    }
+
+    fn push(&mut self, line: u64, finding: Finding) {
+        self.findings.push(Problem {
+            severity: finding.severity,
+            file: self.origin.file.clone(),
+            line,
+            kind: self.kind.clone(),
+            namespace: self.origin.namespace.clone(),
+            name: self.origin.name.clone(),
+            field: Shown(&finding.field).to_string(),
+            message: finding.message,
+        });
+    }
+
+    /// A document that could not be understood at all.
+    pub(super) fn unreadable(file: &Path, line: u64, message: String) -> Self {
+        let raw = RawDocument {
+            file: file.into(),
+            first_line: line,
+            line,
+            text: Arc::from(""),
+        };
+        let mut document = blank(&raw, Header::default(), Vec::new());
+        document.push(line, whole(Severity::Error, message));
+        document
     }
 }
 
-/// Splits `spec.http[0].uri` into `spec`, `http`, `0`, `uri`.
-fn steps(path: &str) -> Vec<String> {
-    path.split(['.', '[', ']'])
-        .filter(|step| !step.is_empty())
-        .map(str::to_owned)
+/// A finding about the object as a whole.
+fn whole(severity: Severity, message: String) -> Finding {
+    Finding {
+        severity,
+        field: Vec::new(),
+        message,
+    }
+}
+
+fn blank(raw: &RawDocument, header: Header, prefix: Vec<Segment>) -> Document {
+    Document {
+        origin: Arc::new(Origin {
+            kind: header.own_kind.unwrap_or(""),
+            namespace: header.namespace,
+            name: header.name,
+            file: raw.file.to_path_buf(),
+            line: if prefix.is_empty() {
+                raw.line
+            } else {
+                raw.first_line + lines::line_of(&raw.text, &prefix)
+            },
+            created: header.created,
+        }),
+        kind: header.kind,
+        findings: Vec::new(),
+        object: None,
+        content: 0,
+        text: Arc::clone(&raw.text),
+        first_line: raw.first_line,
+        prefix,
+    }
+}
+
+/// Parses and validates one document; a `List` gives one document per item.
+pub(super) fn parse(raw: &RawDocument, defaults: Defaults<'_>) -> Vec<Document> {
+    let value = serde_yaml::from_str::<Value>(&raw.text).and_then(|mut value| {
+        value.apply_merge()?;
+        Ok(value)
+    });
+    match value {
+        Ok(Value::Null) => Vec::new(),
+        Ok(Value::Mapping(mapping)) if header::is_list(&mapping) => list(raw, mapping, defaults),
+        Ok(value) => vec![object(raw, value, Vec::new(), defaults)],
+        Err(error) => vec![broken(raw, &error, defaults)],
+    }
+}
+
+fn list(raw: &RawDocument, mut mapping: Mapping, defaults: Defaults<'_>) -> Vec<Document> {
+    let items = match mapping.remove("items") {
+        Some(Value::Sequence(items)) => items,
+        Some(Value::Null) | None => Vec::new(),
+        Some(_) => {
+            let message = "`items` of a List must be a sequence".to_owned();
+            return vec![Document::unreadable(&raw.file, raw.line, message)];
+        }
+    };
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| {
+            let prefix = vec![Segment::Key("items".into()), Segment::Index(index)];
+            object(raw, item, prefix, defaults)
+        })
         .collect()
 }
 
-/// One open collection.
-enum Open {
-    Map { key: Option<String> },
-    List { next: usize },
+/// A document that is not YAML.
+fn broken(raw: &RawDocument, error: &serde_yaml::Error, defaults: Defaults<'_>) -> Document {
+    let header = header::guess(&raw.text, defaults.namespace);
+    let mut document = blank(raw, header, Vec::new());
+    if let Some(message) = header::lost_indentation(&raw.text) {
+        document.push(raw.line, whole(Severity::Error, message));
+        return document;
+    }
+    let line = error.location().map_or(raw.line, |location| {
+        raw.first_line + u64::try_from(location.line()).map_or(0, |line| line.saturating_sub(1))
+    });
+    let message = format!(
+        "is not valid YAML: {}",
+        without_location(&error.to_string())
+    );
+    document.push(line, whole(Severity::Error, message));
+    document
 }
 
-/// Yields the path and the 1-based line of every key and list item, until the text ends or breaks.
-struct Walk<'t> {
-    parser: Parser<'t, saphyr_parser::StrInput<'t>>,
-    open: Vec<Open>,
+/// serde_yaml's lines count from the start of the document and would mislead.
+fn without_location(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find(" at line ") {
+        out.push_str(&rest[..at]);
+        let tail = rest[at + " at line ".len()..].trim_start_matches(|c: char| c.is_ascii_digit());
+        rest = tail
+            .strip_prefix(" column ")
+            .map_or(tail, |t| t.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    out.push_str(rest);
+    out
 }
 
-impl<'t> Walk<'t> {
-    fn new(text: &'t str) -> Self {
-        Self {
-            parser: Parser::new_from_str(text),
-            open: Vec::new(),
-        }
-    }
-
-    fn path(&self) -> Vec<String> {
-        self.open
-            .iter()
-            .filter_map(|open| match open {
-                Open::Map { key } => key.clone(),
-                Open::List { next } => next.checked_sub(1).map(|index| index.to_string()),
-            })
-            .collect()
-    }
-
-    /// A value begins; true when it is an item or a value of something.
-    fn begin_value(&mut self) -> bool {
-        match self.open.last_mut() {
-            Some(Open::List { next }) => {
-                *next += 1;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn end_value(&mut self) {
-        if let Some(Open::Map { key }) = self.open.last_mut() {
-            *key = None;
-        }
-    }
-}
-
-impl Iterator for Walk<'_> {
-    type Item = (Vec<String>, u64);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let (event, span) = self.parser.next()?.ok()?;
-            let line = span.start.line() as u64;
-            match event {
-                Event::Scalar(value, ..) => {
-                    if let Some(Open::Map { key: key @ None }) = self.open.last_mut() {
-                        *key = Some(value.into_owned());
-                        return Some((self.path(), line));
-                    }
-                    let item = self.begin_value();
-                    let found = item.then(|| (self.path(), line));
-                    self.end_value();
-                    if found.is_some() {
-                        return found;
-                    }
-                }
-                Event::Alias(_) => {
-                    self.begin_value();
-                    self.end_value();
-                }
-                Event::MappingStart(..) | Event::SequenceStart(..) => {
-                    let item = self.begin_value();
-                    let found = item.then(|| (self.path(), line));
-                    self.open.push(match event {
-                        Event::MappingStart(..) => Open::Map { key: None },
-                        _ => Open::List { next: 0 },
-                    });
-                    if found.is_some() {
-                        return found;
-                    }
-                }
-                Event::MappingEnd | Event::SequenceEnd => {
-                    self.open.pop();
-                    self.end_value();
-                }
-                Event::StreamEnd => return None,
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Parses a document; serde_yaml bounds recursion and alias expansion and refuses duplicate keys.
-///
-/// # Errors
-/// Line (1-based, in the file) and reason.
-pub fn parse(document: &Document) -> Result<Value, (u64, String)> {
-    serde_yaml::from_str(&document.text).map_err(|error| {
-        let line = error.location().map_or(document.line, |at| {
-            document.text_line + at.line() as u64 - 1
+fn object(
+    raw: &RawDocument,
+    value: Value,
+    prefix: Vec<Segment>,
+    defaults: Defaults<'_>,
+) -> Document {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    let mut findings = Findings::default();
+    let Value::Mapping(mut mapping) = value else {
+        let mut document = blank(raw, header::guess(&raw.text, defaults.namespace), prefix);
+        let message = header::lost_indentation(&raw.text).unwrap_or_else(|| {
+            "must be an object with apiVersion, kind, metadata and spec".to_owned()
         });
-        let text = error.to_string();
-        // The library repeats the position within the document; the file's line is what counts.
-        let reason = text.split(" at line ").next().unwrap_or(&text);
-        (line, reason.to_owned())
+        document.report(whole(Severity::Error, message));
+        return document;
+    };
+    let lost = if header::looks_flat(&mapping) {
+        header::lost_indentation(&raw.text)
+    } else {
+        None
+    };
+    let header = match lost {
+        Some(message) => {
+            findings.0.push(whole(Severity::Error, message));
+            header::guess(&raw.text, defaults.namespace)
+        }
+        None => header::read(&mut mapping, defaults.namespace, &mut findings),
+    };
+    let used = header.own_kind.is_some() && !findings.has_error();
+    let mut document = blank(raw, header, prefix);
+    document.content = hasher.finish();
+    if used {
+        let spec = mapping.remove("spec").unwrap_or(Value::Null);
+        let object = build(spec, &document.origin, defaults.mesh, &mut findings);
+        document.object = object.filter(|_| !findings.has_error());
+    }
+    for finding in findings.0 {
+        document.report(finding);
+    }
+    document
+}
+
+/// The object of `origin.kind`; a value means something only when there is no error.
+fn build(
+    spec: Value,
+    origin: &Arc<Origin>,
+    mesh: &MeshConfig,
+    findings: &mut Findings,
+) -> Option<Object> {
+    let subject = |default_export_to: &[String]| Subject {
+        origin: Arc::clone(origin),
+        default_export_to: default_export_to.to_vec(),
+    };
+    Some(match origin.kind {
+        "ServiceEntry" => {
+            let raw: istio::ServiceEntry = typed(spec, findings)?;
+            let subject = subject(&mesh.default_service_export_to);
+            Object::ServiceEntry(validate::service_entry(&raw, &subject, findings))
+        }
+        "Gateway" => {
+            let raw: istio::Gateway = typed(spec, findings)?;
+            Object::Gateway(validate::gateway(&raw, &subject(&[]), findings))
+        }
+        "VirtualService" => {
+            let raw: istio::VirtualService = typed(spec, findings)?;
+            let subject = subject(&mesh.default_virtual_service_export_to);
+            Object::VirtualService(validate::virtual_service(&raw, &subject, findings))
+        }
+        "DestinationRule" => {
+            let raw: istio::DestinationRule = typed(spec, findings)?;
+            let subject = subject(&mesh.default_destination_rule_export_to);
+            validate::destination_rule(&raw, &subject, findings);
+            Object::DestinationRule
+        }
+        "Sidecar" => {
+            let raw: istio::Sidecar = typed(spec, findings)?;
+            validate::sidecar(&raw, findings);
+            Object::Sidecar
+        }
+        _ => return None,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TEXT: &str = "# head\n---\nkind: A\nspec:\n  http:\n  - match:\n    - uri: x\n    \
-                        route: []\n  - route: y\n--- # second\n\nkind: B\n...\n---\n# nothing\n";
-
-    #[test]
-    fn documents_are_split_and_know_their_lines() {
-        let documents = split("f.yaml".into(), TEXT);
-        let lines: Vec<_> = documents.iter().map(|d| d.line).collect();
-        assert_eq!(lines, [3, 12]);
+/// `spec` in the shape of its kind.
+fn typed<T: DeserializeOwned>(spec: Value, findings: &mut Findings) -> Option<T> {
+    if spec.is_null() {
+        findings.0.push(Finding {
+            severity: Severity::Error,
+            field: vec![Segment::Key("spec".into())],
+            message: "is missing or empty".into(),
+        });
+        return None;
     }
-
-    #[test]
-    fn fields_have_lines() {
-        let documents = split("f.yaml".into(), TEXT);
-        let cases = [
-            ("spec", 4),
-            ("spec.http[0]", 6),
-            ("spec.http[0].match[0].uri", 7),
-            ("spec.http[0].route", 8),
-            ("spec.http[1].route", 9),
-            ("spec.http[0].missing", 6),
-            ("", 3),
-        ];
-        for (path, line) in cases {
-            assert_eq!(documents[0].line_of(path), line, "{path}");
-        }
+    if let Some(null) = field::first_null(&spec) {
+        let mut field = vec![Segment::Key("spec".into())];
+        field.extend(null);
+        findings.0.push(Finding {
+            severity: Severity::Error,
+            field,
+            message: field::NULL_VALUE.into(),
+        });
+        return None;
     }
-
-    #[test]
-    fn hostile_yaml_ends_in_an_error() {
-        let laughs = {
-            let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-            for n in 1..20 {
-                let item = format!("*a{}, ", n - 1).repeat(9);
-                text.push_str(&format!("a{n}: &a{n} [{item}*a{}]\n", n - 1));
-            }
-            text
-        };
-        let deep = "[".repeat(100_000);
-        for text in [
-            laughs.as_str(),
-            deep.as_str(),
-            "a: 1\na: 2\n",
-            "a: [\n",
-            "a: b: c\n",
-        ] {
-            let documents = split("f.yaml".into(), text);
-            assert!(
-                parse(&documents[0]).is_err(),
-                "{}",
-                &text[..text.len().min(40)]
-            );
+    match serde_path_to_error::deserialize(spec) {
+        Ok(raw) => Some(raw),
+        Err(error) => {
+            let mut field = vec![Segment::Key("spec".into())];
+            field.extend(field::from_serde(error.path()));
+            findings.0.push(Finding {
+                severity: Severity::Error,
+                field,
+                message: without_location(&error.inner().to_string()),
+            });
+            None
         }
     }
 }

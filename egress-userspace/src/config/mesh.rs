@@ -1,50 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
-//! meshConfig: from any of the forms users have it in, to valid settings.
+//! meshConfig, as far as it reaches this program: from `--mesh-config` to [`MeshConfig`].
+//!
+//! Takes a bare MeshConfig, an IstioOperator with `spec.meshConfig`, or a ConfigMap with key
+//! `mesh`. A wrong value is an error; a field that is not read is a warning.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 
 use super::{
-    ConfigError,
-    document::{self, Document},
-    istio::mesh_config as raw,
-    validate::{Findings, names, virtual_service::retries},
+    field::{self, FieldPath, Segment, Shown},
+    istio::{MESH_CONFIG_FIELDS, MeshOutboundMode, RawAccessLogEncoding, RawMeshConfig},
+    problem::{Problem, Severity},
+    source::lines,
+    validate::{self, Finding, Findings},
 };
-use crate::routing::{
-    service::ExportTo,
-    table::{MeshDefaults, OutboundPolicy},
-};
+use crate::routing::table::{MeshDefaults, OutboundPolicy};
 
 /// A valid MeshConfig; `default()` is Istio's default.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshConfig {
     /// What routing needs.
     pub routing: MeshDefaults,
+    /// accessLogFile; empty: not given. `--access-log` decides whether and where lines go.
+    pub access_log_file: String,
     /// accessLogEncoding.
     pub access_log_encoding: AccessLogEncoding,
     /// accessLogFormat; empty: Istio's default.
     pub access_log_format: String,
-    /// Wait after a failed resolution (`dnsRefreshRate`, 60 s).
+    /// Trust in Istio's `dnsRefreshRate`: wait after a failed resolution (60 s).
     pub dns_refresh_rate: Duration,
-    /// defaultServiceExportTo.
-    pub service_export_to: ExportTo,
-    /// defaultVirtualServiceExportTo.
-    pub virtual_service_export_to: ExportTo,
-    /// Findings that do not reject it: field and message.
-    pub warnings: Vec<(String, String)>,
+    /// defaultServiceExportTo; empty: `*`.
+    pub default_service_export_to: Vec<String>,
+    /// defaultVirtualServiceExportTo; empty: `*`.
+    pub default_virtual_service_export_to: Vec<String>,
+    /// defaultDestinationRuleExportTo; empty: `*`.
+    pub default_destination_rule_export_to: Vec<String>,
 }
 
 impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             routing: MeshDefaults::default(),
+            access_log_file: String::new(),
             access_log_encoding: AccessLogEncoding::Text,
             access_log_format: String::new(),
             dns_refresh_rate: Duration::from_secs(60),
-            service_export_to: ExportTo::All,
-            virtual_service_export_to: ExportTo::All,
-            warnings: Vec::new(),
+            default_service_export_to: Vec::new(),
+            default_virtual_service_export_to: Vec::new(),
+            default_destination_rule_export_to: Vec::new(),
         }
     }
 }
@@ -59,204 +63,229 @@ pub enum AccessLogEncoding {
     Json,
 }
 
-/// Reads a bare MeshConfig, an IstioOperator with `spec.meshConfig`, or a ConfigMap with key
-/// `mesh`.
-///
-/// # Errors
-/// When the file cannot be read or a value is wrong.
-pub fn read(path: &Path) -> Result<MeshConfig, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    parse(path, &text)
-}
-
-fn parse(path: &Path, text: &str) -> Result<MeshConfig, ConfigError> {
-    let bad = |line, message| ConfigError::Mesh {
-        path: path.to_owned(),
-        line,
-        message,
-    };
-    let documents = document::split(path.to_owned(), text);
-    let document = match documents.as_slice() {
-        [] => return Ok(MeshConfig::default()),
-        [one] => one,
-        [_, second, ..] => return Err(bad(second.line, "one document is expected".to_owned())),
-    };
-    let value = document::parse(document).map_err(|(line, reason)| bad(line, reason))?;
-    let (value, prefix, document) = unwrap_forms(value, document, &bad)?;
-    let raw: raw::MeshConfig = serde_path_to_error::deserialize(value).map_err(|error| {
-        let field = format!("{prefix}{}", error.path());
-        let line = document.line_of(&field);
-        bad(line, format!("{field}: {}", error.into_inner()))
-    })?;
+/// Reads a mesh configuration. `None` when it has an error; the problems name `file` and lines.
+pub(super) fn parse(file: &Path, text: &str) -> (Option<MeshConfig>, Vec<Problem>) {
     let mut findings = Findings::default();
-    let mut mesh = validated(raw, &mut findings);
-    for finding in findings.list {
-        let field = format!("{prefix}{}", finding.field);
-        match finding.severity {
-            super::problem::Severity::Error => {
-                let line = document.line_of(&field);
-                return Err(bad(line, format!("{field}: {}", finding.message)));
-            }
-            super::problem::Severity::Warning => mesh.warnings.push((field, finding.message)),
+    // Inside a ConfigMap the document is a text in the document: its lines are not the file's.
+    let mut nested = false;
+    let mut prefix = Vec::new();
+    let mut mesh = None;
+    let mut line = 1;
+    match locate(text) {
+        Ok(Located {
+            mapping,
+            path,
+            inner,
+        }) => {
+            prefix = path;
+            nested = inner;
+            mesh = build(mapping, &mut findings);
+        }
+        Err(Broken { message, at }) => {
+            line = at;
+            findings.error(&FieldPath::Root, message);
         }
     }
-    Ok(mesh)
+    let mesh = mesh.filter(|_| !findings.has_error());
+    let problem = |finding: Finding| {
+        let mut segments = prefix.clone();
+        segments.extend(finding.field);
+        let looked_up = if nested { &prefix } else { &segments };
+        Problem {
+            severity: finding.severity,
+            file: file.to_owned(),
+            line: line + lines::line_of(text, looked_up),
+            kind: "MeshConfig".into(),
+            namespace: String::new(),
+            name: String::new(),
+            field: Shown(&segments).to_string(),
+            message: finding.message,
+        }
+    };
+    let problems = findings.0.into_iter().map(problem).collect();
+    (mesh, problems)
 }
 
-/// The MeshConfig itself, where its fields stand, and the document whose lines count.
-fn unwrap_forms(
-    value: Value,
-    document: &Document,
-    bad: &impl Fn(u64, String) -> ConfigError,
-) -> Result<(Value, &'static str, Document), ConfigError> {
-    let kind = value
-        .get("kind")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    match kind {
-        "IstioOperator" => {
-            let mesh = value.get("spec").and_then(|spec| spec.get("meshConfig"));
-            Ok((
-                mesh.cloned().unwrap_or_default(),
-                "spec.meshConfig.",
-                document.clone(),
-            ))
+struct Located {
+    mapping: Mapping,
+    path: Vec<Segment>,
+    inner: bool,
+}
+
+struct Broken {
+    message: String,
+    at: u64,
+}
+
+/// Finds the MeshConfig in one of the three forms.
+fn locate(text: &str) -> Result<Located, Broken> {
+    let broken = |message: &str, at| Broken {
+        message: message.to_owned(),
+        at,
+    };
+    let parse = |text: &str| {
+        serde_yaml::from_str::<Value>(text).map_err(|error| Broken {
+            message: format!("is not valid YAML: {error}"),
+            at: 1,
+        })
+    };
+    let mut mapping = match parse(text)? {
+        Value::Mapping(mapping) => mapping,
+        // A file that is being written must not pass for Istio's defaults, which allow everything.
+        Value::Null => return Err(broken("is empty", 1)),
+        _ => return Err(broken("must be a MeshConfig", 1)),
+    };
+    let key = |name: &str| Segment::Key(name.to_owned());
+    let kind = mapping.get("kind").and_then(Value::as_str);
+    let (container, field) = match kind {
+        None => {
+            return Ok(Located {
+                mapping,
+                path: Vec::new(),
+                inner: false,
+            });
         }
-        "ConfigMap" => {
-            let mesh = value
-                .get("data")
-                .and_then(|data| data.get("mesh"))
-                .and_then(Value::as_str);
-            let Some(text) = mesh else {
-                return Err(bad(
-                    document.line,
-                    "the ConfigMap has no key data.mesh".to_owned(),
-                ));
-            };
-            let line = document.line_of("data.mesh") + 1;
-            let inner = Document {
-                file: document.file.clone(),
-                line,
-                text_line: line,
-                text: text.to_owned(),
-            };
-            let value = document::parse(&inner).map_err(|(line, reason)| bad(line, reason))?;
-            Ok((value, "", inner))
+        Some("IstioOperator") => ("spec", "meshConfig"),
+        Some("ConfigMap") => ("data", "mesh"),
+        Some(other) => {
+            let message = format!(
+                "kind {other} holds no mesh configuration: give a MeshConfig, an IstioOperator \
+                 with spec.meshConfig, or a ConfigMap with key mesh"
+            );
+            return Err(Broken { message, at: 1 });
         }
-        "" => {
-            // `meshConfig:` at the top, as in Helm values and IstioOperator overlays.
-            match value.get("meshConfig") {
-                Some(mesh) => Ok((mesh.clone(), "meshConfig.", document.clone())),
-                None => Ok((value, "", document.clone())),
-            }
-        }
-        other => Err(bad(
-            document.line_of("kind"),
-            format!(
-                "kind {other} holds no meshConfig: use IstioOperator, ConfigMap or a bare MeshConfig"
-            ),
+    };
+    let inner = field == "mesh";
+    let value = match mapping.get_mut(container) {
+        Some(Value::Mapping(outer)) => outer.remove(field),
+        _ => None,
+    };
+    let value = match value {
+        Some(Value::String(text)) if inner => parse(&text)?,
+        Some(value) => value,
+        None => return Err(broken(&format!("has no {container}.{field}"), 1)),
+    };
+    match value {
+        Value::Mapping(mapping) => Ok(Located {
+            mapping,
+            path: vec![key(container), key(field)],
+            inner,
+        }),
+        _ => Err(broken(
+            &format!("{container}.{field} is not a MeshConfig"),
+            1,
         )),
     }
 }
 
-fn validated(raw: raw::MeshConfig, findings: &mut Findings) -> MeshConfig {
-    let mut mesh = MeshConfig {
+fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
+    let root = FieldPath::Root;
+    let mut known = Mapping::with_capacity(mapping.len());
+    for (key, value) in mapping {
+        match key.as_str() {
+            Some(name) if MESH_CONFIG_FIELDS.contains(&name) => {
+                known.insert(key, value);
+            }
+            name => findings.warning(
+                &root.key(name.unwrap_or("(not a text)")),
+                "is not used by egress",
+            ),
+        }
+    }
+    let known = Value::Mapping(known);
+    if let Some(field) = field::first_null(&known) {
+        findings.0.push(Finding {
+            severity: Severity::Error,
+            field,
+            message: field::NULL_VALUE.into(),
+        });
+        return None;
+    }
+    let raw: RawMeshConfig = match serde_path_to_error::deserialize(known) {
+        Ok(raw) => raw,
+        Err(error) => {
+            findings.0.push(Finding {
+                severity: Severity::Error,
+                field: field::from_serde(error.path()),
+                message: error.inner().to_string(),
+            });
+            return None;
+        }
+    };
+    let defaults = MeshDefaults::default();
+    let outbound = outbound(&raw, findings);
+    let retries = raw
+        .default_http_retry_policy
+        .as_ref()
+        .map(|raw| validate::retries(raw, &root.key("defaultHttpRetryPolicy"), findings));
+    if let Some(namespace) = &raw.root_namespace
+        && let Some(message) = validate::namespace_error(namespace)
+    {
+        findings.error(&root.key("rootNamespace"), message);
+    }
+    for (name, list, nobody) in [
+        (
+            "defaultServiceExportTo",
+            &raw.default_service_export_to,
+            true,
+        ),
+        (
+            "defaultVirtualServiceExportTo",
+            &raw.default_virtual_service_export_to,
+            false,
+        ),
+        (
+            "defaultDestinationRuleExportTo",
+            &raw.default_destination_rule_export_to,
+            false,
+        ),
+    ] {
+        validate::export_to(list, "", nobody, &root.key(name), findings);
+    }
+    let connect_timeout = raw.connect_timeout.map(|d| d.0);
+    if connect_timeout.is_some_and(|d| d < Duration::from_millis(1)) {
+        findings.error(&root.key("connectTimeout"), "must be at least 1ms");
+    }
+    Some(MeshConfig {
+        routing: MeshDefaults {
+            outbound,
+            connect_timeout: connect_timeout.unwrap_or(defaults.connect_timeout),
+            retries,
+            root_namespace: raw.root_namespace.unwrap_or(defaults.root_namespace),
+        },
+        access_log_file: raw.access_log_file,
         access_log_encoding: match raw.access_log_encoding {
-            raw::Encoding::Text => AccessLogEncoding::Text,
-            raw::Encoding::Json => AccessLogEncoding::Json,
+            RawAccessLogEncoding::Text => AccessLogEncoding::Text,
+            RawAccessLogEncoding::Json => AccessLogEncoding::Json,
         },
         access_log_format: raw.access_log_format,
-        ..MeshConfig::default()
-    };
-    if let Some(policy) = raw.outbound_traffic_policy {
-        mesh.routing.outbound = match policy.mode {
-            raw::Mode::AllowAny => OutboundPolicy::AllowAny,
-            raw::Mode::RegistryOnly => OutboundPolicy::RegistryOnly,
-        };
-    }
-    if let Some(timeout) = raw.connect_timeout {
-        if timeout.0 < Duration::from_millis(1) {
-            findings.error("connectTimeout", "must be at least 1ms");
-        }
-        mesh.routing.connect_timeout = timeout.0;
-    }
-    if let Some(policy) = &raw.default_http_retry_policy {
-        mesh.routing.retries = Some(retries(policy, "defaultHttpRetryPolicy", findings));
-    }
-    if let Some(namespace) = raw.root_namespace {
-        mesh.routing.root_namespace = namespace;
-    }
-    if let Some(rate) = raw.dns_refresh_rate {
-        mesh.dns_refresh_rate = rate.0;
-    }
-    let mut export = |written: Option<Vec<String>>, nobody| {
-        // `.` stays as written: it means each object's own namespace.
-        names::export_to(
-            &written.unwrap_or_default(),
-            ".",
-            &ExportTo::All,
-            nobody,
-            findings,
-        )
-    };
-    mesh.service_export_to = export(raw.default_service_export_to, true);
-    mesh.virtual_service_export_to = export(raw.default_virtual_service_export_to, false);
-    if raw
-        .access_log_file
-        .is_some_and(|file| !file.is_empty() && file != "/dev/stdout")
-    {
-        findings.warning(
-            "accessLogFile",
-            "the flag --access-log says where the log goes",
-        );
-    }
-    for name in raw.other.keys() {
-        findings.warning(name.as_str(), "this setting has no effect here");
-    }
-    mesh
+        dns_refresh_rate: raw
+            .dns_refresh_rate
+            .map_or(Duration::from_secs(60), |d| d.0),
+        default_service_export_to: raw.default_service_export_to,
+        default_virtual_service_export_to: raw.default_virtual_service_export_to,
+        default_destination_rule_export_to: raw.default_destination_rule_export_to,
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mesh(text: &str) -> Result<MeshConfig, String> {
-        parse(Path::new("mesh.yaml"), text).map_err(|error| error.to_string())
+fn outbound(raw: &RawMeshConfig, findings: &mut Findings) -> OutboundPolicy {
+    let Some(policy) = &raw.outbound_traffic_policy else {
+        return OutboundPolicy::AllowAny;
+    };
+    let root = FieldPath::Root;
+    let path = root.key("outboundTrafficPolicy");
+    if policy.tls.is_some() {
+        findings.warning(&path.key("tls"), "is not used by egress");
     }
-
-    #[test]
-    fn every_form_is_read() {
-        let bare = "outboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n";
-        let operator = "kind: IstioOperator\nspec:\n  meshConfig:\n    outboundTrafficPolicy:\n      \
-                        mode: REGISTRY_ONLY\n";
-        let map = "kind: ConfigMap\ndata:\n  mesh: |\n    outboundTrafficPolicy:\n      mode: \
-                   REGISTRY_ONLY\n";
-        for text in [bare, operator, map] {
-            let policy = mesh(text).map(|m| m.routing.outbound);
-            assert_eq!(policy, Ok(OutboundPolicy::RegistryOnly), "{text}");
+    match policy.mode {
+        MeshOutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
+        MeshOutboundMode::AllowAny => OutboundPolicy::AllowAny,
+        MeshOutboundMode::AllowAnyDynamicDns => {
+            findings.error(
+                &path.key("mode"),
+                "ALLOW_ANY_DYNAMIC_DNS is not supported; use ALLOW_ANY or REGISTRY_ONLY",
+            );
+            OutboundPolicy::RegistryOnly
         }
-        assert_eq!(
-            mesh("").map(|m| m.routing.outbound),
-            Ok(OutboundPolicy::AllowAny)
-        );
-        // An explicitly given block without mode has the enum's zero (trap 10).
-        let empty = mesh("outboundTrafficPolicy: {}\n").map(|m| m.routing.outbound);
-        assert_eq!(empty, Ok(OutboundPolicy::RegistryOnly));
-    }
-
-    #[test]
-    fn wrong_values_name_file_line_and_field() {
-        let error = mesh("# x\noutboundTrafficPolicy:\n  mode: OPEN\n")
-            .err()
-            .unwrap_or_default();
-        assert!(
-            error.starts_with("mesh.yaml:3: meshConfig: outboundTrafficPolicy.mode"),
-            "{error}"
-        );
-        let warned = mesh("enableTracing: true\n").map(|m| m.warnings);
-        assert_eq!(warned.map(|w| w.len()), Ok(1));
     }
 }

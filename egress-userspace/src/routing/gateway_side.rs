@@ -232,6 +232,15 @@ impl GatewaySide {
             .find(|g| vs.gateways.contains(g))
     }
 
+    /// Whether a selected Gateway that the object is bound to admits the host on the port.
+    fn admitted(&self, vs: &super::virtual_service::VirtualService, port: u16, host: &str) -> bool {
+        self.considered
+            .gateways
+            .iter()
+            .filter(|(gateway, selects)| *selects && vs.gateways.contains(&gateway_name(gateway)))
+            .any(|(gateway, _)| admits(gateway, port, host))
+    }
+
     /// Records which Gateways and VirtualServices were considered and why none fits.
     fn explain_nothing(&self, port: u16, host: &str, why: &mut Why) {
         why.step(|| Step::plain(format!("no route for {host} on port {port}")));
@@ -254,7 +263,7 @@ impl GatewaySide {
             why.step(|| {
                 let origin = &vs.origin;
                 let reason = if !vs.hosts.iter().any(|h| h.matches(host)) {
-                    format!("{host} is not among its hosts")
+                    format!("host {host} is not among its hosts")
                 } else if self.bound_to(vs).is_none() {
                     let bound: Vec<_> = vs.gateways.iter().map(display).collect();
                     let want: Vec<_> = self.considered.selected.iter().map(display).collect();
@@ -262,6 +271,10 @@ impl GatewaySide {
                         "bound to gateway {}, not {}",
                         bound.join(", "),
                         want.join(", ")
+                    )
+                } else if !self.admitted(vs, port, host) {
+                    format!(
+                        "host {host} is not among the hosts of the Gateway's servers on port {port}"
                     )
                 } else {
                     "none of its rules is for this gateway, port and request".to_owned()

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, OnceLock},
 };
 
@@ -12,7 +13,7 @@ use super::{
     carry_out::{first_match, forward},
     decision::{Action, Decision, Request, Route, Step, Traffic, WeightedDestination, Why},
     gateway::GatewayName,
-    host::{self, HostMap},
+    host::{self, HostMap, HostPattern},
     registry::{Registry, ServiceAt},
     rules::{CompiledService, Compiler, For},
     service::{Protocol, Service},
@@ -27,17 +28,40 @@ const UNREGISTERED_PORT: u16 = 80;
 #[derive(Debug)]
 pub struct MeshSide {
     /// Oldest first under each host: in the mesh the oldest wins (row 5.5).
-    by_host: HostMap<Vec<Arc<CompiledService>>>,
+    by_host: HostMap<Candidates>,
     /// Default routes by service identity and port.
     defaults: HashMap<(usize, u16), Arc<Route>>,
     policy: OutboundPolicy,
+}
+
+/// The VirtualServices of one host pattern.
+#[derive(Debug, Default)]
+struct Candidates {
+    host: Option<HostPattern>,
+    services: Vec<Arc<CompiledService>>,
+}
+
+impl Candidates {
+    /// Whether the pattern stands for the registered service, not only for the request's host
+    /// (row 5.9: what is not in the registry is for port 80 only).
+    fn cover(&self, service: Option<ServiceAt<'_>>) -> bool {
+        match (&self.host, service) {
+            (Some(pattern), Some((service, _))) => {
+                pattern.contains(&service.host)
+                    || pattern
+                        .exact()
+                        .is_some_and(|name| name.parse::<IpAddr>().is_ok())
+            }
+            _ => false,
+        }
+    }
 }
 
 impl MeshSide {
     /// Compiles every VirtualService that is bound to `mesh`.
     pub fn build(objects: &Objects, registry: &Registry) -> Self {
         let mut compiler = Compiler::new(registry, &objects.mesh);
-        let mut by_host = HostMap::<Vec<Arc<CompiledService>>>::default();
+        let mut by_host = HostMap::<Candidates>::default();
         let mesh = For {
             gateways: &[GatewayName::Mesh],
         };
@@ -47,7 +71,9 @@ impl MeshSide {
             }
             let compiled = Arc::new(compiler.compile(source, mesh));
             for host in &source.hosts {
-                by_host.entry(host).push(compiled.clone());
+                let candidates = by_host.entry(host);
+                candidates.host = Some(host.clone());
+                candidates.services.push(compiled.clone());
             }
         }
         let retries = compiler.retries(None);
@@ -95,13 +121,12 @@ impl MeshSide {
     ) -> Decision {
         let host = host::normalize(sent_host);
         let namespace = client_namespace(request);
-        let service = registry.find(&host, request.port, namespace);
+        // Row 5.10: what is declared as something else is not routed by http rules.
+        let service = registry
+            .find(&host, request.port, namespace)
+            .filter(|(_, port)| matches!(port.protocol.family(), Protocol::Http | Protocol::Auto));
         note_service(service, &host, request.port, why);
-        let applies = service.is_some() || request.port == UNREGISTERED_PORT;
-        if let Some(vs) = self
-            .virtual_service(&host, namespace, why)
-            .filter(|_| applies)
-        {
+        if let Some(vs) = self.virtual_service(&host, request.port, service, namespace, why) {
             let mut surviving = vs.http.iter().filter(|r| r.survives(request)).peekable();
             if surviving.peek().is_some() {
                 let rules = surviving.map(|rule| (vs.as_ref(), rule));
@@ -143,7 +168,7 @@ impl MeshSide {
         let namespace = client_namespace(request);
         let service = registry.find(&name, request.port, namespace);
         note_service(service, &name, request.port, why);
-        if let Some(vs) = self.virtual_service(&name, namespace, why) {
+        if let Some(vs) = self.virtual_service(&name, request.port, service, namespace, why) {
             let rule = vs
                 .tls
                 .iter()
@@ -184,10 +209,9 @@ impl MeshSide {
             return self.unknown(request, &shown, why);
         };
         note_service(Some((service, port)), &shown, request.port, why);
-        let vs = service
-            .host
-            .exact()
-            .and_then(|host| self.virtual_service(host, namespace, why));
+        let vs = service.host.exact().and_then(|host| {
+            self.virtual_service(host, request.port, Some((service, port)), namespace, why)
+        });
         if let Some(vs) = vs
             && let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None))
         {
@@ -204,11 +228,17 @@ impl MeshSide {
     fn virtual_service(
         &self,
         host: &str,
+        port: u16,
+        service: Option<ServiceAt<'_>>,
         namespace: &str,
         why: &mut Why,
     ) -> Option<&Arc<CompiledService>> {
         for candidates in self.by_host.matching(host) {
+            if port != UNREGISTERED_PORT && !candidates.cover(service) {
+                continue;
+            }
             let mut visible = candidates
+                .services
                 .iter()
                 .filter(|vs| vs.source.export_to.covers(namespace));
             if let Some(first) = visible.next() {
@@ -223,7 +253,7 @@ impl MeshSide {
                 }
                 return Some(first);
             }
-            for hidden in candidates {
+            for hidden in &candidates.services {
                 why.step(|| {
                     let origin = &hidden.source.origin;
                     let text = format!("{origin} was considered: not exported to the caller");

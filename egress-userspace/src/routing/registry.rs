@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use super::{
     decision::{Destination, EndpointTarget, Endpoints},
-    host::HostMap,
-    service::{EndpointAddress, Protocol, Resolution, Service, ServicePort},
+    host::{HostMap, HostPattern},
+    service::{EndpointAddress, ExportTo, Protocol, Resolution, Service, ServicePort},
     table::MeshDefaults,
 };
 
@@ -37,6 +37,15 @@ impl Registry {
         };
         for service in services {
             registry.by_host.entry(&service.host).push(service.clone());
+            // Row 2.4: single addresses are accepted as Host values too.
+            for net in service
+                .addresses
+                .iter()
+                .filter(|net| net.prefix_len() == net.max_prefix_len())
+            {
+                let host = HostPattern::Exact(net.addr().to_string());
+                registry.by_host.entry(&host).push(service.clone());
+            }
             for port in &service.ports {
                 registry
                     .by_port
@@ -80,6 +89,7 @@ impl Registry {
         names_of_ip: &[String],
         namespace: &str,
     ) -> Option<ServiceAt<'_>> {
+        let ip = ip.to_canonical();
         let visible = || {
             self.by_port
                 .get(&port)
@@ -134,7 +144,7 @@ impl Registry {
     /// Names that must be kept resolved; sorted, without duplicates.
     pub fn names_to_resolve(services: &[Arc<Service>]) -> Vec<String> {
         let mut names = BTreeSet::new();
-        for service in services {
+        for service in services.iter().filter(|s| s.export_to != ExportTo::Nobody) {
             for endpoint in &service.endpoints {
                 if let EndpointAddress::Name(name) = &endpoint.address {
                     names.insert(name.clone());
@@ -146,6 +156,7 @@ impl Registry {
             );
             if let (true, true, Some(host)) =
                 (by_name, service.endpoints.is_empty(), service.host.exact())
+                && host.parse::<IpAddr>().is_err()
             {
                 names.insert(host.to_owned());
             }

@@ -337,9 +337,11 @@ impl CompiledTcpRule {
                 let sni_fits = m.sni_hosts.is_empty()
                     || sni.is_some_and(|name| m.sni_hosts.iter().any(|h| h.matches(name)));
                 let subnet_fits = m.destination_subnets.is_empty()
-                    || request
-                        .destination_ip
-                        .is_none_or(|ip| m.destination_subnets.iter().any(|n| n.contains(&ip)));
+                    || request.destination_ip.is_none_or(|ip| {
+                        m.destination_subnets
+                            .iter()
+                            .any(|n| n.contains(&ip.to_canonical()))
+                    });
                 sni_fits
                     && subnet_fits
                     && m.port.is_none_or(|port| port == request.port)
@@ -348,9 +350,12 @@ impl CompiledTcpRule {
     }
 }
 
+/// Keys under `headers` that have a field of their own.
+const PSEUDO_HEADERS: [&str; 4] = ["uri", "scheme", "method", "authority"];
+
 /// The rule without match blocks that name other gateways; `None` when nothing is left.
 fn bound_rule(rule: &HttpRule, proxy: For<'_>) -> Option<HttpRule> {
-    let matches: Vec<_> = rule
+    let mut matches: Vec<_> = rule
         .matches
         .iter()
         .filter(|m| plays(&m.gateways, proxy))
@@ -358,6 +363,12 @@ fn bound_rule(rule: &HttpRule, proxy: For<'_>) -> Option<HttpRule> {
         .collect();
     if matches.is_empty() && !rule.matches.is_empty() {
         return None;
+    }
+    for block in &mut matches {
+        // Row 5a.4: pseudo keys are not headers and are ignored.
+        let real = |name: &http::HeaderName| !PSEUDO_HEADERS.contains(&name.as_str());
+        block.headers.retain(|(name, _)| real(name));
+        block.without_headers.retain(|(name, _)| real(name));
     }
     Some(HttpRule {
         matches,

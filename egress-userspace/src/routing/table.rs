@@ -27,7 +27,7 @@ pub struct Objects {
 }
 
 /// The part of meshConfig that routing needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshDefaults {
     /// outboundTrafficPolicy.mode.
     pub outbound: OutboundPolicy,
@@ -174,3 +174,6 @@ impl Table {
         &self.role
     }
 }
+
+#[cfg(test)]
+mod tests;

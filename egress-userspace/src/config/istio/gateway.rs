@@ -1,113 +1,97 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gateway as written (istio.io/docs/reference/config/networking/gateway).
+//! Gateway as written (istio/api `gateway.proto`).
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::scalar::Unused;
-
-/// `spec` of a Gateway.
+/// Gateway.spec.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Gateway {
-    /// Servers.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Gateway {
     pub servers: Vec<Server>,
-    /// Labels of the gateway workloads.
     pub selector: BTreeMap<String, String>,
 }
 
 /// Server.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Server {
-    /// Port.
-    pub port: Port,
-    /// Listener address.
-    #[serde(default)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Server {
+    pub port: Option<Port>,
     pub bind: String,
-    /// Hosts.
-    #[serde(default)]
     pub hosts: Vec<String>,
-    /// TLS.
-    #[serde(default)]
-    pub tls: Option<ServerTls>,
-    /// Server name, for statistics.
-    #[serde(default)]
+    pub tls: Option<ServerTlsSettings>,
+    pub default_endpoint: String,
     pub name: String,
-    /// Obsolete.
-    #[serde(default)]
-    pub default_endpoint: Option<Unused>,
 }
 
-/// Port.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Port {
-    /// Service port.
+/// Port of a Gateway server and of a Sidecar listener.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Port {
     pub number: u32,
-    /// Protocol.
-    #[serde(default)]
     pub protocol: String,
-    /// Name.
-    #[serde(default)]
     pub name: String,
-    /// Refused by Istio.
-    #[serde(default)]
-    pub target_port: Option<u32>,
+    pub target_port: u32,
 }
 
 /// ServerTLSSettings.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ServerTls {
-    /// 301 to https.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct ServerTlsSettings {
     pub https_redirect: bool,
-    /// PASSTHROUGH when left out.
-    pub mode: TlsMode,
-    /// Certificate file.
+    pub mode: ServerTlsMode,
     pub server_certificate: String,
-    /// Key file.
     pub private_key: String,
-    /// CA file.
     pub ca_certificates: String,
-    /// Revocation list file.
-    pub ca_crl: Option<Unused>,
-    /// Secret.
+    pub ca_crl: String,
     pub credential_name: String,
-    /// Secrets.
-    pub credential_names: Option<Unused>,
-    /// Several certificates.
-    pub tls_certificates: Option<Unused>,
-    /// Client names.
-    pub subject_alt_names: Option<Unused>,
-    /// Client key hashes.
-    pub verify_certificate_spki: Option<Unused>,
-    /// Client certificate hashes.
-    pub verify_certificate_hash: Option<Unused>,
-    /// Lowest version.
-    pub min_protocol_version: Option<Unused>,
-    /// Highest version.
-    pub max_protocol_version: Option<Unused>,
-    /// Suites.
-    pub cipher_suites: Option<Unused>,
+    pub credential_names: Vec<String>,
+    pub ca_cert_credential_name: String,
+    pub tls_certificates: Vec<TlsCertificate>,
+    pub subject_alt_names: Vec<String>,
+    pub verify_certificate_spki: Vec<String>,
+    pub verify_certificate_hash: Vec<String>,
+    pub min_protocol_version: TlsProtocol,
+    pub max_protocol_version: TlsProtocol,
+    pub cipher_suites: Vec<String>,
+    pub insecure_skip_verify: Option<bool>,
+}
+
+/// ServerTLSSettings.TLSCertificate.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct TlsCertificate {
+    pub server_certificate: String,
+    pub private_key: String,
+    pub ca_certificates: String,
 }
 
 /// ServerTLSSettings.TLSmode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum TlsMode {
-    /// By SNI.
+pub(in crate::config) enum ServerTlsMode {
     #[default]
     Passthrough,
-    /// Terminate.
     Simple,
-    /// Terminate, client certificate.
     Mutual,
-    /// SNI-DNAT.
     AutoPassthrough,
-    /// Mesh mTLS.
     IstioMutual,
-    /// Terminate, client certificate optional.
     OptionalMutual,
+}
+
+/// ServerTLSSettings.TLSProtocol, in ascending order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(in crate::config) enum TlsProtocol {
+    #[default]
+    #[serde(rename = "TLS_AUTO")]
+    Auto,
+    #[serde(rename = "TLSV1_0")]
+    V1_0,
+    #[serde(rename = "TLSV1_1")]
+    V1_1,
+    #[serde(rename = "TLSV1_2")]
+    V1_2,
+    #[serde(rename = "TLSV1_3")]
+    V1_3,
 }

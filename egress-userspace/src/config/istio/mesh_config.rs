@@ -1,73 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
-//! meshConfig as written, as far as it reaches this program. The object is huge: other fields are
-//! collected and reported, not refused.
-
-use std::collections::BTreeMap;
+//! The fields of MeshConfig that reach this program (istio/api `mesh/v1alpha1/config.proto`).
+//!
+//! MeshConfig is large and mostly about istiod, so unlike with the other objects a field outside
+//! [`MESH_CONFIG_FIELDS`] is a warning; it is taken out before this shape is read.
 
 use serde::Deserialize;
 
-use super::{
-    scalar::{DurationText, Unused},
-    virtual_service::HttpRetry,
-};
+use super::{Duration, HttpRetry};
 
 /// MeshConfig.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct MeshConfig {
-    /// Policy.
-    pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
-    /// `/dev/stdout`, a path, or empty.
-    pub access_log_file: Option<String>,
-    /// Custom format.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct RawMeshConfig {
+    pub outbound_traffic_policy: Option<MeshOutboundTrafficPolicy>,
+    pub access_log_file: String,
+    pub access_log_encoding: RawAccessLogEncoding,
     pub access_log_format: String,
-    /// TEXT or JSON.
-    pub access_log_encoding: Encoding,
-    /// Connect timeout.
-    pub connect_timeout: Option<DurationText>,
-    /// Default retries.
     pub default_http_retry_policy: Option<HttpRetry>,
-    /// Root namespace.
+    pub connect_timeout: Option<Duration>,
     pub root_namespace: Option<String>,
-    /// DNS refresh.
-    pub dns_refresh_rate: Option<DurationText>,
-    /// Default visibility.
-    pub default_service_export_to: Option<Vec<String>>,
-    /// Default visibility.
-    pub default_virtual_service_export_to: Option<Vec<String>>,
-    /// Default visibility; DestinationRule.
-    pub default_destination_rule_export_to: Option<Vec<String>>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub other: BTreeMap<String, Unused>,
+    pub dns_refresh_rate: Option<Duration>,
+    pub default_service_export_to: Vec<String>,
+    pub default_virtual_service_export_to: Vec<String>,
+    pub default_destination_rule_export_to: Vec<String>,
 }
 
-/// outboundTrafficPolicy.
+/// The JSON names of [`RawMeshConfig`].
+pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 11] = [
+    "outboundTrafficPolicy",
+    "accessLogFile",
+    "accessLogEncoding",
+    "accessLogFormat",
+    "defaultHttpRetryPolicy",
+    "connectTimeout",
+    "rootNamespace",
+    "dnsRefreshRate",
+    "defaultServiceExportTo",
+    "defaultVirtualServiceExportTo",
+    "defaultDestinationRuleExportTo",
+];
+
+/// MeshConfig.OutboundTrafficPolicy; an empty block means REGISTRY_ONLY.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OutboundTrafficPolicy {
-    /// Mode.
-    pub mode: Mode,
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct MeshOutboundTrafficPolicy {
+    pub mode: MeshOutboundMode,
+    pub tls: Option<serde_yaml::Value>,
 }
 
-/// OutboundTrafficPolicy.Mode; the enum's zero is REGISTRY_ONLY.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+/// MeshConfig.OutboundTrafficPolicy.Mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Mode {
-    /// Refuse what is not registered.
+pub(in crate::config) enum MeshOutboundMode {
     #[default]
     RegistryOnly,
-    /// Pass what is not registered.
     AllowAny,
+    AllowAnyDynamicDns,
 }
 
 /// MeshConfig.AccessLogEncoding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Encoding {
-    /// Text.
+pub(in crate::config) enum RawAccessLogEncoding {
     #[default]
     Text,
-    /// JSON.
     Json,
 }

@@ -1,318 +1,305 @@
 // SPDX-License-Identifier: Apache-2.0
-//! VirtualService as written (istio.io/docs/reference/config/networking/virtual-service).
+//! VirtualService as written (istio/api `virtual_service.proto`).
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::scalar::{DurationText, Unused};
+use super::Duration;
 
-/// `spec` of a VirtualService.
+/// VirtualService.spec.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct VirtualService {
-    /// Hosts.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct VirtualService {
     pub hosts: Vec<String>,
-    /// `[mesh]` when left out.
     pub gateways: Vec<String>,
-    /// HTTP rules.
     pub http: Vec<HttpRoute>,
-    /// TLS rules.
     pub tls: Vec<TlsRoute>,
-    /// TCP rules.
     pub tcp: Vec<TcpRoute>,
-    /// Visibility.
     pub export_to: Vec<String>,
-}
-
-/// HTTPRoute.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct HttpRoute {
-    /// Name.
-    pub name: String,
-    /// Conditions.
-    #[serde(rename = "match")]
-    pub matches: Vec<Option<HttpMatchRequest>>,
-    /// Destinations.
-    pub route: Vec<HttpRouteDestination>,
-    /// Redirect.
-    pub redirect: Option<HttpRedirect>,
-    /// Fixed answer.
-    pub direct_response: Option<HttpDirectResponse>,
-    /// Delegate.
-    pub delegate: Option<Unused>,
-    /// Rewrite.
-    pub rewrite: Option<HttpRewrite>,
-    /// Total time.
-    pub timeout: Option<DurationText>,
-    /// Retries.
-    pub retries: Option<HttpRetry>,
-    /// Fault injection.
-    pub fault: Option<Unused>,
-    /// Mirror.
-    pub mirror: Option<Unused>,
-    /// Mirrors.
-    pub mirrors: Option<Unused>,
-    /// Deprecated.
-    pub mirror_percent: Option<Unused>,
-    /// Share mirrored.
-    pub mirror_percentage: Option<Unused>,
-    /// CORS.
-    pub cors_policy: Option<Unused>,
-    /// Header edits.
-    pub headers: Option<Headers>,
-}
-
-/// HTTPMatchRequest.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct HttpMatchRequest {
-    /// Name.
-    pub name: String,
-    /// Path.
-    pub uri: Option<StringMatch>,
-    /// Scheme.
-    pub scheme: Option<StringMatch>,
-    /// Method.
-    pub method: Option<StringMatch>,
-    /// Authority.
-    pub authority: Option<StringMatch>,
-    /// Headers; null is an error.
-    pub headers: BTreeMap<String, Option<StringMatch>>,
-    /// Port.
-    pub port: Option<u32>,
-    /// Client labels.
-    pub source_labels: BTreeMap<String, String>,
-    /// Gateways.
-    pub gateways: Vec<String>,
-    /// Query.
-    pub query_params: BTreeMap<String, Option<StringMatch>>,
-    /// Case of the path.
-    pub ignore_uri_case: bool,
-    /// Absent headers.
-    pub without_headers: BTreeMap<String, Option<StringMatch>>,
-    /// Client namespace.
-    pub source_namespace: String,
-    /// Statistics.
-    pub stat_prefix: String,
-}
-
-/// StringMatch: exactly one, or none for presence.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StringMatch {
-    /// Equal.
-    pub exact: Option<String>,
-    /// Begins with.
-    pub prefix: Option<String>,
-    /// RE2.
-    pub regex: Option<String>,
-}
-
-/// HTTPRouteDestination.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpRouteDestination {
-    /// Destination.
-    pub destination: Option<Destination>,
-    /// Weight.
-    #[serde(default)]
-    pub weight: i64,
-    /// Header edits.
-    #[serde(default)]
-    pub headers: Option<Headers>,
-}
-
-/// RouteDestination.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RouteDestination {
-    /// Destination.
-    pub destination: Option<Destination>,
-    /// Weight.
-    #[serde(default)]
-    pub weight: i64,
 }
 
 /// Destination.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Destination {
-    /// Host.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Destination {
     pub host: String,
-    /// Subset.
     pub subset: String,
-    /// Port.
     pub port: Option<PortSelector>,
 }
 
 /// PortSelector.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PortSelector {
-    /// Number.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct PortSelector {
     pub number: u32,
 }
 
-/// HTTPRedirect.
+/// HTTPRoute.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct HttpRedirect {
-    /// Path.
-    pub uri: String,
-    /// Prefix.
-    pub prefix_rewrite: Option<String>,
-    /// Authority.
-    pub authority: String,
-    /// Port.
-    pub port: Option<u32>,
-    /// From the request or the protocol.
-    pub derive_port: Option<String>,
-    /// Scheme.
-    pub scheme: String,
-    /// Status.
-    pub redirect_code: Option<u32>,
-}
-
-/// HTTPDirectResponse.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpDirectResponse {
-    /// Status.
-    pub status: u32,
-    /// Body.
-    #[serde(default)]
-    pub body: Option<HttpBody>,
-}
-
-/// HTTPBody.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpBody {
-    /// Text.
-    pub string: Option<String>,
-    /// Base64.
-    pub bytes: Option<String>,
-}
-
-/// HTTPRewrite.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct HttpRewrite {
-    /// Path.
-    pub uri: String,
-    /// Authority.
-    pub authority: String,
-    /// Regex.
-    pub uri_regex_rewrite: Option<RegexRewrite>,
-}
-
-/// RegexRewrite.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RegexRewrite {
-    /// Pattern.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpRoute {
+    pub name: String,
     #[serde(rename = "match")]
-    pub pattern: String,
-    /// Replacement, groups as `\1`.
-    pub rewrite: String,
+    pub matches: Vec<HttpMatchRequest>,
+    pub route: Vec<HttpRouteDestination>,
+    pub redirect: Option<HttpRedirect>,
+    pub direct_response: Option<HttpDirectResponse>,
+    pub delegate: Option<Delegate>,
+    pub rewrite: Option<HttpRewrite>,
+    pub timeout: Option<Duration>,
+    pub retries: Option<HttpRetry>,
+    pub fault: Option<HttpFaultInjection>,
+    pub mirror: Option<Destination>,
+    pub mirrors: Vec<HttpMirrorPolicy>,
+    pub mirror_percent: Option<u32>,
+    pub mirror_percentage: Option<Percent>,
+    pub cors_policy: Option<CorsPolicy>,
+    pub headers: Option<Headers>,
 }
 
-/// HTTPRetry.
+/// Delegate.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct HttpRetry {
-    /// Retries.
-    pub attempts: Option<i64>,
-    /// One try.
-    pub per_try_timeout: Option<DurationText>,
-    /// Conditions.
-    pub retry_on: String,
-    /// Localities.
-    pub retry_remote_localities: Option<Unused>,
-    /// Previous hosts.
-    pub retry_ignore_previous_hosts: Option<bool>,
-    /// First wait.
-    pub backoff: Option<DurationText>,
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Delegate {
+    pub name: String,
+    pub namespace: String,
 }
 
 /// Headers.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Headers {
-    /// To the upstream.
-    pub request: Option<HeaderOperations>,
-    /// To the client.
-    pub response: Option<HeaderOperations>,
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Headers {
+    pub request: Option<RawHeaderOperations>,
+    pub response: Option<RawHeaderOperations>,
 }
 
-/// Headers.HeaderOperations.
+/// Headers.HeaderOperations of one direction.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HeaderOperations {
-    /// Overwrite.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct RawHeaderOperations {
     pub set: BTreeMap<String, String>,
-    /// Append.
     pub add: BTreeMap<String, String>,
-    /// Remove.
     pub remove: Vec<String>,
 }
 
 /// TLSRoute.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TlsRoute {
-    /// Conditions; required.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct TlsRoute {
     #[serde(rename = "match")]
     pub matches: Vec<TlsMatchAttributes>,
-    /// Destinations.
-    pub route: Vec<RouteDestination>,
-}
-
-/// TLSMatchAttributes.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct TlsMatchAttributes {
-    /// Server names.
-    pub sni_hosts: Vec<String>,
-    /// Subnets.
-    pub destination_subnets: Vec<String>,
-    /// Port.
-    pub port: Option<u32>,
-    /// Client labels.
-    pub source_labels: BTreeMap<String, String>,
-    /// Gateways.
-    pub gateways: Vec<String>,
-    /// Client namespace.
-    pub source_namespace: String,
+    pub route: Vec<RawRouteDestination>,
 }
 
 /// TCPRoute.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TcpRoute {
-    /// Conditions.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct TcpRoute {
     #[serde(rename = "match")]
     pub matches: Vec<L4MatchAttributes>,
-    /// Destinations.
-    pub route: Vec<RouteDestination>,
+    pub route: Vec<RawRouteDestination>,
+}
+
+/// HTTPMatchRequest.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpMatchRequest {
+    pub name: String,
+    pub uri: Option<RawStringMatch>,
+    pub scheme: Option<RawStringMatch>,
+    pub method: Option<RawStringMatch>,
+    pub authority: Option<RawStringMatch>,
+    pub headers: BTreeMap<String, RawStringMatch>,
+    pub port: u32,
+    pub source_labels: BTreeMap<String, String>,
+    pub gateways: Vec<String>,
+    pub query_params: BTreeMap<String, RawStringMatch>,
+    pub ignore_uri_case: bool,
+    pub without_headers: BTreeMap<String, RawStringMatch>,
+    pub source_namespace: String,
+    pub stat_prefix: String,
+}
+
+/// HTTPRouteDestination.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpRouteDestination {
+    pub destination: Option<Destination>,
+    pub weight: i32,
+    pub headers: Option<Headers>,
+}
+
+/// RouteDestination of tls and tcp rules.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct RawRouteDestination {
+    pub destination: Option<Destination>,
+    pub weight: i32,
 }
 
 /// L4MatchAttributes.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct L4MatchAttributes {
-    /// Subnets.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct L4MatchAttributes {
     pub destination_subnets: Vec<String>,
-    /// Port.
-    pub port: Option<u32>,
-    /// Client subnet; not used by Istio.
-    pub source_subnet: Option<Unused>,
-    /// Client labels.
+    pub port: u32,
+    pub source_subnet: String,
     pub source_labels: BTreeMap<String, String>,
-    /// Gateways.
     pub gateways: Vec<String>,
-    /// Client namespace.
     pub source_namespace: String,
+}
+
+/// TLSMatchAttributes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct TlsMatchAttributes {
+    pub sni_hosts: Vec<String>,
+    pub destination_subnets: Vec<String>,
+    pub port: u32,
+    pub source_labels: BTreeMap<String, String>,
+    pub gateways: Vec<String>,
+    pub source_namespace: String,
+}
+
+/// HTTPRedirect; `port` and `derivePort` exclude each other.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpRedirect {
+    pub uri: String,
+    pub authority: String,
+    pub port: Option<u32>,
+    pub derive_port: Option<RedirectPortSelection>,
+    pub scheme: String,
+    pub redirect_code: u32,
+    pub prefix_rewrite: String,
+}
+
+/// HTTPRedirect.RedirectPortSelection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(in crate::config) enum RedirectPortSelection {
+    FromProtocolDefault,
+    FromRequestPort,
+}
+
+/// HTTPDirectResponse.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpDirectResponse {
+    pub status: u32,
+    pub body: Option<HttpBody>,
+}
+
+/// HTTPBody; one of the two, `bytes` in base64.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpBody {
+    pub string: Option<String>,
+    pub bytes: Option<String>,
+}
+
+/// HTTPRewrite.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpRewrite {
+    pub uri: String,
+    pub authority: String,
+    pub uri_regex_rewrite: Option<RegexRewrite>,
+}
+
+/// RegexRewrite.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct RegexRewrite {
+    #[serde(rename = "match")]
+    pub pattern: String,
+    pub rewrite: String,
+}
+
+/// StringMatch; at most one is set.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct RawStringMatch {
+    pub exact: Option<String>,
+    pub prefix: Option<String>,
+    pub regex: Option<String>,
+}
+
+/// HTTPRetry.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpRetry {
+    pub attempts: i32,
+    pub per_try_timeout: Option<Duration>,
+    pub retry_on: String,
+    pub retry_remote_localities: Option<bool>,
+    pub retry_ignore_previous_hosts: Option<bool>,
+    pub backoff: Option<Duration>,
+}
+
+/// CorsPolicy.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct CorsPolicy {
+    pub allow_origin: Vec<String>,
+    pub allow_origins: Vec<RawStringMatch>,
+    pub allow_methods: Vec<String>,
+    pub allow_headers: Vec<String>,
+    pub expose_headers: Vec<String>,
+    pub max_age: Option<Duration>,
+    pub allow_credentials: Option<bool>,
+    pub unmatched_preflights: Option<UnmatchedPreflights>,
+}
+
+/// CorsPolicy.UnmatchedPreflights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(in crate::config) enum UnmatchedPreflights {
+    Unspecified,
+    Forward,
+    Ignore,
+}
+
+/// HTTPFaultInjection.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpFaultInjection {
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+/// HTTPFaultInjection.Delay.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct FaultDelay {
+    pub percent: i32,
+    pub fixed_delay: Option<Duration>,
+    pub exponential_delay: Option<Duration>,
+    pub percentage: Option<Percent>,
+}
+
+/// HTTPFaultInjection.Abort.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct FaultAbort {
+    pub http_status: Option<i32>,
+    pub grpc_status: Option<String>,
+    pub http2_error: Option<String>,
+    pub percentage: Option<Percent>,
+}
+
+/// HTTPMirrorPolicy.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct HttpMirrorPolicy {
+    pub destination: Option<Destination>,
+    pub percentage: Option<Percent>,
+}
+
+/// Percent, 0.0 to 100.0.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Percent {
+    pub value: f64,
 }

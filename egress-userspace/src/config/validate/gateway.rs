@@ -1,211 +1,177 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gateway to its valid form (istio-egress.md section 4).
+//! Gateway (istio `ValidateGateway`; istio-egress.md 4).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use super::{
-    Findings, Scope,
-    names::{self, HostRules},
-};
+use super::{Findings, Subject, names, tls};
 use crate::{
-    config::istio::gateway as raw,
+    config::{field::FieldPath, istio},
     routing::{
-        gateway::{Gateway, Server, ServerHost, ServerTls, ServerTlsMode},
-        service::{Origin, Protocol},
+        gateway::{Gateway, Server, ServerHost},
+        service::Protocol,
     },
 };
 
-/// Checks a Gateway; to be used only when `findings` holds no error.
-pub fn validate(
-    gateway: &raw::Gateway,
-    origin: &Arc<Origin>,
-    scope: Scope<'_>,
+/// Checks `raw` and builds the gateway; `findings` says whether it is usable.
+pub(in crate::config) fn gateway(
+    raw: &istio::Gateway,
+    subject: &Subject,
     findings: &mut Findings,
-) -> Gateway {
-    if gateway.servers.is_empty() {
-        findings.error("spec.servers", "at least one server is required");
+) -> Arc<Gateway> {
+    let spec = FieldPath::Root.key("spec");
+    names::labels(&raw.selector, &spec.key("selector"), findings);
+    let path = spec.key("servers");
+    if raw.servers.is_empty() {
+        findings.error(&path, "at least one server is required");
     }
     let mut port_names = BTreeSet::new();
-    let mut servers = Vec::with_capacity(gateway.servers.len());
-    for (index, raw) in gateway.servers.iter().enumerate() {
-        let at = format!("spec.servers[{index}]");
-        if !raw.port.name.is_empty() && !port_names.insert(&raw.port.name) {
-            let name = &raw.port.name;
+    let mut servers = Vec::with_capacity(raw.servers.len());
+    for (index, written) in raw.servers.iter().enumerate() {
+        let path = path.index(index);
+        if let Some(name) = written.port.as_ref().map(|port| port.name.as_str())
+            && !name.is_empty()
+            && !port_names.insert(name)
+        {
             findings.error(
-                format!("{at}.port.name"),
-                format!("port name `{name}` is given twice"),
+                &path.key("port").key("name"),
+                format!("port name `{name}` is used twice; names are unique in a Gateway"),
             );
         }
-        servers.extend(server(raw, &at, scope.namespace, findings));
+        servers.extend(server(written, subject, &path, findings));
     }
-    Gateway {
-        origin: origin.clone(),
-        selector: gateway.selector.clone(),
+    Arc::new(Gateway {
+        origin: Arc::clone(&subject.origin),
+        selector: raw.selector.clone(),
         servers,
-    }
+    })
 }
 
-fn server(raw: &raw::Server, at: &str, namespace: &str, findings: &mut Findings) -> Option<Server> {
-    let port = names::port(raw.port.number, &format!("{at}.port.number"), findings);
-    if raw.port.name.is_empty() {
-        findings.error(format!("{at}.port.name"), "a server port needs a name");
+fn server(
+    raw: &istio::Server,
+    subject: &Subject,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<Server> {
+    let hosts = hosts(&raw.hosts, subject, &path.key("hosts"), findings);
+    let bind = bind(raw, &path.key("bind"), findings);
+    if !raw.default_endpoint.is_empty() {
+        findings.unsupported(&path.key("defaultEndpoint"), "it has no effect");
     }
-    if raw.port.target_port.is_some() {
-        findings.error(
-            format!("{at}.port.targetPort"),
-            "not allowed on a Gateway: the gateway's own port map decides",
-        );
-    }
-    let protocol = names::protocol(&raw.port.protocol).filter(|p| *p != Protocol::Auto);
-    if protocol.is_none() {
-        let field = format!("{at}.port.protocol");
-        let given = &raw.port.protocol;
-        findings.error(
-            field,
-            format!("protocol `{given}` is not one of HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS"),
-        );
-    }
-    let bind = match raw.bind.parse() {
-        Ok(ip) => Some(ip),
-        Err(_) => {
-            let field = format!("{at}.bind");
-            if raw.bind.starts_with("unix://") {
-                findings.warning(field, "not supported yet: a unix socket has no effect");
-            } else if !raw.bind.is_empty() {
-                findings.error(field, format!("`{}` is no IP address", raw.bind));
-            }
-            None
-        }
+    let port_path = path.key("port");
+    let Some(port) = &raw.port else {
+        findings.error(&port_path, "a server needs a port");
+        return None;
     };
-    findings.not_in_effect(bind.is_some(), format!("{at}.bind"));
-    findings.not_in_effect(
-        raw.default_endpoint.is_some(),
-        format!("{at}.defaultEndpoint"),
-    );
-    let hosts = hosts(raw, at, namespace, findings);
-    let tls = tls(raw, protocol?, at, findings);
+    if port.name.is_empty() {
+        findings.error(&port_path.key("name"), "a port needs a name");
+    } else if !names::is_dns_label(&port.name) {
+        findings.error(
+            &port_path.key("name"),
+            format!("`{}` is not a valid port name (a DNS label)", port.name),
+        );
+    }
+    if port.target_port != 0 {
+        findings.error(
+            &port_path.key("targetPort"),
+            "a Gateway port takes no targetPort; the Service maps ports",
+        );
+    }
+    let number = names::port(port.number, &port_path.key("number"), findings);
+    let protocol = names::protocol(&port.protocol).filter(|p| *p != Protocol::Auto);
+    let Some(protocol) = protocol else {
+        findings.error(
+            &port_path.key("protocol"),
+            format!(
+                "`{}` is not a protocol: use {}",
+                port.protocol,
+                names::PROTOCOLS
+            ),
+        );
+        return None;
+    };
+    let tls = tls::server(raw, protocol, &path.key("tls"), findings);
     Some(Server {
-        port: port?,
-        port_name: raw.port.name.clone(),
-        protocol: protocol?,
+        port: number?,
+        port_name: port.name.clone(),
+        protocol,
         bind,
         hosts,
         tls,
     })
 }
 
-/// Row 4.3.
-fn hosts(raw: &raw::Server, at: &str, namespace: &str, findings: &mut Findings) -> Vec<ServerHost> {
-    if raw.hosts.is_empty() {
-        findings.error(format!("{at}.hosts"), "at least one host is required");
+fn bind(raw: &istio::Server, path: &FieldPath<'_>, findings: &mut Findings) -> Option<IpAddr> {
+    if raw.bind.is_empty() {
+        return None;
     }
-    let rules = HostRules {
-        any: true,
-        ip: true,
-        ..HostRules::default()
-    };
-    let mut hosts = Vec::with_capacity(raw.hosts.len());
-    for (index, text) in raw.hosts.iter().enumerate() {
-        let field = format!("{at}.hosts[{index}]");
-        let (owner, name) = text.split_once('/').unwrap_or(("*", text));
-        let owner = match owner {
+    if raw.bind.starts_with("unix://") {
+        findings.error(path, "a gateway on a Unix socket is not supported");
+        return None;
+    }
+    match raw.bind.parse() {
+        Ok(ip) => Some(ip),
+        Err(_) => {
+            findings.error(path, format!("`{}` is not an IP address", raw.bind));
+            None
+        }
+    }
+}
+
+fn hosts(
+    written: &[String],
+    subject: &Subject,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<ServerHost> {
+    if written.is_empty() {
+        findings.error(path, "a server needs at least one host");
+    }
+    let mut hosts = Vec::with_capacity(written.len());
+    for (index, text) in written.iter().enumerate() {
+        let path = path.index(index);
+        let (namespace, host) = match text.split_once('/') {
+            Some((namespace, host)) => (namespace, host),
+            None => ("*", text.as_str()),
+        };
+        let namespace = match namespace {
             "*" => None,
-            "." => Some(namespace.to_owned()),
-            name if names::is_label(name) => Some(name.to_owned()),
-            other => {
-                findings.error(
-                    &field,
-                    format!("`{other}` is no namespace: use a name, `.` or `*`"),
-                );
+            "." => Some(subject.namespace().to_owned()),
+            "~" => {
+                findings.error(&path, "namespace `~` is not allowed on a server");
                 continue;
             }
+            other => {
+                if let Some(message) = names::namespace_error(other) {
+                    findings.error(&path, format!("{message}; or use `.` (own) or `*` (all)"));
+                }
+                Some(other.to_owned())
+            }
         };
-        if let Some(host) = names::host(name, rules, &field, findings) {
-            hosts.push(ServerHost {
-                namespace: owner,
-                host,
-            });
+        if let Some(message) = server_host_error(host) {
+            findings.error(&path, message);
+            continue;
         }
+        hosts.push(ServerHost {
+            namespace,
+            host: names::host_pattern(host),
+        });
     }
     hosts
 }
 
-/// Rows 4.5 to 4.9.
-fn tls(
-    raw: &raw::Server,
-    protocol: Protocol,
-    at: &str,
-    findings: &mut Findings,
-) -> Option<ServerTls> {
-    let field = format!("{at}.tls");
-    let wants = matches!(protocol, Protocol::Https | Protocol::Tls);
-    let Some(tls) = &raw.tls else {
-        if wants {
-            findings.error(
-                field,
-                "a server with protocol HTTPS or TLS needs tls settings",
-            );
-        }
-        return None;
-    };
-    let redirect_only = tls.https_redirect
-        && tls.mode == raw::TlsMode::Passthrough
-        && tls.credential_name.is_empty()
-        && tls.server_certificate.is_empty();
-    let allowed = wants || (protocol.is_http() && redirect_only);
-    if !allowed {
-        findings.error(
-            field,
-            "tls is for protocols HTTPS and TLS; on HTTP only httpsRedirect is allowed",
-        );
+fn server_host_error(host: &str) -> Option<String> {
+    if names::is_ip(host) {
         return None;
     }
-    let mode = match tls.mode {
-        raw::TlsMode::Passthrough => ServerTlsMode::Passthrough,
-        raw::TlsMode::Simple => ServerTlsMode::Simple,
-        raw::TlsMode::Mutual => ServerTlsMode::Mutual,
-        raw::TlsMode::OptionalMutual => ServerTlsMode::OptionalMutual,
-        raw::TlsMode::IstioMutual => ServerTlsMode::IstioMutual,
-        raw::TlsMode::AutoPassthrough => ServerTlsMode::AutoPassthrough,
-    };
-    certificates(tls, mode, &field, findings);
-    if wants && mode != ServerTlsMode::Passthrough {
-        findings.warning(
-            format!("{field}.mode"),
-            "not supported yet: this gateway does not terminate TLS; the server is closed",
-        );
+    if names::is_partial_wildcard(host) {
+        return Some(format!(
+            "`{host}`: a wildcard stands for whole labels, as in `*.example.com`"
+        ));
     }
-    findings.not_in_effect(
-        !wants && tls.https_redirect,
-        format!("{field}.httpsRedirect"),
-    );
-    Some(ServerTls {
-        mode,
-        https_redirect: tls.https_redirect,
-    })
-}
-
-fn certificates(tls: &raw::ServerTls, mode: ServerTlsMode, field: &str, findings: &mut Findings) {
-    let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
-    let secret = !tls.credential_name.is_empty()
-        || tls.credential_names.is_some()
-        || tls.tls_certificates.is_some();
-    match mode {
-        ServerTlsMode::IstioMutual if files || secret => findings.error(
-            format!("{field}.mode"),
-            "ISTIO_MUTUAL uses the mesh's own certificates: no certificate fields are allowed",
-        ),
-        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
-            if !secret && (tls.server_certificate.is_empty() || tls.private_key.is_empty()) {
-                findings.error(
-                    field,
-                    "termination needs credentialName, or serverCertificate and privateKey",
-                );
-            }
-            if mode == ServerTlsMode::Mutual && !secret && tls.ca_certificates.is_empty() {
-                findings.error(format!("{field}.caCertificates"), "MUTUAL needs a CA");
-            }
-        }
-        _ => {}
+    if host != "*" && !host.is_empty() && !host.contains('.') {
+        return Some(format!(
+            "short name `{host}` is not allowed; write the full name"
+        ));
     }
+    names::wildcard_host_error(host)
 }

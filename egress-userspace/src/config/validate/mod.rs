@@ -1,71 +1,114 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Raw objects to valid model values, or findings. One file for each kind; [`names`] holds what
-//! hosts, ports and namespaces have in common. No I/O, no async.
+//! Raw objects to the valid model of `routing`, or findings with the path of the field.
+//!
+//! Rules are those of Istio's validation (istio `pkg/config/validation`). An error rejects the
+//! object, a warning loads it. What is valid in Istio but has no data path here yet is a warning
+//! that says so at its field: nothing is ignored silently. No I/O, no async; knows one object at a
+//! time (see `references` for findings between objects).
 
-pub mod gateway;
-pub mod names;
-pub mod service_entry;
-pub mod virtual_service;
+mod destination_rule;
+mod gateway;
+mod http_action;
+mod http_rule;
+mod names;
+pub(super) mod references;
+mod service_entry;
+mod sidecar;
+mod strings;
+mod tls;
+mod virtual_service;
 
-use super::problem::Severity;
+use std::sync::Arc;
 
-/// What is wrong with one object, field by field.
-#[derive(Debug, Default)]
-pub struct Findings {
-    /// In the order found.
-    pub list: Vec<Finding>,
+pub(super) use destination_rule::destination_rule;
+pub(super) use gateway::gateway;
+pub(super) use http_action::retries;
+pub(super) use names::{export_to, namespace_error, object_name_error};
+pub(super) use service_entry::service_entry;
+pub(super) use sidecar::sidecar;
+pub(super) use virtual_service::virtual_service;
+
+use super::{
+    field::{FieldPath, Segment},
+    problem::Severity,
+};
+use crate::routing::service::{ExportTo, Origin};
+
+/// What a validator knows besides the spec.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    /// The object.
+    pub origin: Arc<Origin>,
+    /// Visibility of an object of this kind that gives none (meshConfig.default*ExportTo).
+    pub default_export_to: Vec<String>,
 }
 
-/// One finding of one object.
+impl Subject {
+    fn namespace(&self) -> &str {
+        &self.origin.namespace
+    }
+
+    fn export_to(
+        &self,
+        written: &[String],
+        path: &FieldPath<'_>,
+        findings: &mut Findings,
+    ) -> ExportTo {
+        let nobody_allowed = self.origin.kind == "ServiceEntry";
+        if written.is_empty() {
+            // The mesh-wide default has been checked where it is written.
+            let mut ignored = Findings::default();
+            return export_to(
+                &self.default_export_to,
+                self.namespace(),
+                nobody_allowed,
+                path,
+                &mut ignored,
+            );
+        }
+        export_to(written, self.namespace(), nobody_allowed, path, findings)
+    }
+}
+
+/// One finding, before it is known where it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// Whether the object is rejected.
+pub(super) struct Finding {
     pub severity: Severity,
-    /// Path in Istio's JSON names; empty: the whole object.
-    pub field: String,
-    /// What is wrong and what would be right.
+    pub field: Vec<Segment>,
     pub message: String,
 }
 
+/// The findings of one object, in the order found.
+#[derive(Debug, Default)]
+pub(super) struct Findings(pub Vec<Finding>);
+
 impl Findings {
-    /// Rejects the object.
-    pub fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.push(Severity::Error, field.into(), message.into());
+    pub(super) fn error(&mut self, path: &FieldPath<'_>, message: impl Into<String>) {
+        self.push(Severity::Error, path, message.into());
     }
 
-    /// Loads the object and says so.
-    pub fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.push(Severity::Warning, field.into(), message.into());
+    pub(super) fn warning(&mut self, path: &FieldPath<'_>, message: impl Into<String>) {
+        self.push(Severity::Warning, path, message.into());
     }
 
-    /// A field that is read but has no effect yet; never silently ignored.
-    pub fn not_in_effect(&mut self, present: bool, field: impl Into<String>) {
-        if present {
-            self.warning(field, "not supported yet: this field has no effect");
-        }
+    /// A field that Istio has and this program does not act on.
+    fn unsupported(&mut self, path: &FieldPath<'_>, consequence: &str) {
+        self.push(
+            Severity::Warning,
+            path,
+            format!("not supported yet: {consequence}"),
+        );
     }
 
-    /// Whether the object is rejected.
-    pub fn rejected(&self) -> bool {
-        self.list
-            .iter()
-            .any(|finding| finding.severity == Severity::Error)
-    }
-
-    fn push(&mut self, severity: Severity, field: String, message: String) {
-        self.list.push(Finding {
+    fn push(&mut self, severity: Severity, path: &FieldPath<'_>, message: String) {
+        self.0.push(Finding {
             severity,
-            field,
+            field: path.segments(),
             message,
         });
     }
-}
 
-/// What an object's fields are resolved against.
-#[derive(Debug, Clone, Copy)]
-pub struct Scope<'a> {
-    /// Namespace of the object.
-    pub namespace: &'a str,
-    /// `exportTo` when the object has none.
-    pub default_export_to: &'a crate::routing::service::ExportTo,
+    pub(super) fn has_error(&self) -> bool {
+        self.0.iter().any(|f| f.severity == Severity::Error)
+    }
 }

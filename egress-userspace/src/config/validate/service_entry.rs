@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! ServiceEntry to services: one for each host (istio-egress.md section 2).
+//! ServiceEntry to [`Service`]s, one per host (istio `ValidateServiceEntry`; istio-egress.md 2).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,174 +10,211 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{
-    Findings, Scope,
-    names::{self, HostRules},
-};
+use super::{Findings, Subject, names};
 use crate::{
-    config::istio::service_entry as raw,
+    config::{field::FieldPath, istio},
     routing::{
         host::HostPattern,
         service::{
-            Endpoint, EndpointAddress, Location, Origin, Protocol, Resolution, Service, ServicePort,
+            Endpoint, EndpointAddress, Location, Protocol, Resolution, Service, ServicePort,
         },
     },
 };
 
-/// Most hosts an entry may have (Istio validation).
-const MAX_HOSTS: usize = 256;
-
-/// Checks an entry; the services are to be used only when `findings` holds no error.
-pub fn validate(
-    entry: &raw::ServiceEntry,
-    origin: &Arc<Origin>,
-    scope: Scope<'_>,
+/// Checks `raw` and builds its services, in the order of its hosts. The result means something
+/// only when `findings` has no error.
+pub(in crate::config) fn service_entry(
+    raw: &istio::ServiceEntry,
+    subject: &Subject,
     findings: &mut Findings,
-) -> Vec<Service> {
-    let hosts = hosts(entry, findings);
-    let addresses = addresses(entry, findings);
-    let ports = ports(entry, findings);
-    let endpoints = endpoints(entry, &ports, findings);
-    resolution(entry, &hosts, &ports, findings);
-    findings.not_in_effect(entry.workload_selector.is_some(), "spec.workloadSelector");
-    let export_to = names::export_to(
-        &entry.export_to,
-        scope.namespace,
-        scope.default_export_to,
-        true,
-        findings,
-    );
+) -> Vec<Arc<Service>> {
+    let spec = FieldPath::Root.key("spec");
+    let resolution = resolution(raw.resolution);
+    let hosts = hosts(raw, resolution, &spec, findings);
+    let addresses = addresses(raw, resolution, &spec.key("addresses"), findings);
+    let ports = ports(raw, &spec.key("ports"), findings);
+    let endpoints = endpoints(raw, resolution, &spec, findings);
+    combinations(raw, resolution, &ports, &spec, findings);
+    if raw.workload_selector.is_some() {
+        let path = spec.key("workloadSelector");
+        if !raw.endpoints.is_empty() {
+            findings.error(&path, "endpoints and workloadSelector exclude each other");
+        }
+        findings.unsupported(&path, "it selects no endpoints");
+    }
+    let export_to = subject.export_to(&raw.export_to, &spec.key("exportTo"), findings);
     hosts
         .into_iter()
-        .map(|host| Service {
-            origin: origin.clone(),
-            host,
-            addresses: addresses.clone(),
-            ports: ports.clone(),
-            location: match entry.location {
-                raw::Location::MeshExternal => Location::MeshExternal,
-                raw::Location::MeshInternal => Location::MeshInternal,
-            },
-            resolution: match entry.resolution {
-                raw::Resolution::None => Resolution::None,
-                raw::Resolution::Static => Resolution::Static,
-                raw::Resolution::Dns => Resolution::Dns,
-                raw::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
-                raw::Resolution::DynamicDns => Resolution::DynamicDns,
-            },
-            endpoints: endpoints.clone(),
-            export_to: export_to.clone(),
-            subject_alt_names: entry.subject_alt_names.clone(),
+        .map(|host| {
+            Arc::new(Service {
+                origin: Arc::clone(&subject.origin),
+                host,
+                addresses: addresses.clone(),
+                ports: ports.clone(),
+                location: match raw.location {
+                    istio::Location::MeshExternal => Location::MeshExternal,
+                    istio::Location::MeshInternal => Location::MeshInternal,
+                },
+                resolution,
+                endpoints: endpoints.clone(),
+                export_to: export_to.clone(),
+                subject_alt_names: raw.subject_alt_names.clone(),
+            })
         })
         .collect()
 }
 
-fn hosts(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<HostPattern> {
-    if entry.hosts.is_empty() {
-        findings.error("spec.hosts", "at least one host is required");
+fn resolution(raw: istio::Resolution) -> Resolution {
+    match raw {
+        istio::Resolution::None => Resolution::None,
+        istio::Resolution::Static => Resolution::Static,
+        istio::Resolution::Dns => Resolution::Dns,
+        istio::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
+        istio::Resolution::DynamicDns => Resolution::DynamicDns,
     }
-    if entry.hosts.len() > MAX_HOSTS {
-        let count = entry.hosts.len();
-        findings.error(
-            "spec.hosts",
-            format!("{count} hosts, at most {MAX_HOSTS} are allowed"),
-        );
+}
+
+fn hosts(
+    raw: &istio::ServiceEntry,
+    resolution: Resolution,
+    spec: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<HostPattern> {
+    let path = spec.key("hosts");
+    if raw.hosts.is_empty() {
+        findings.error(&path, "at least one host is required");
     }
-    let rules = HostRules {
-        short: true,
-        partial_wildcard: true,
-        ..HostRules::default()
-    };
-    let mut seen = BTreeSet::new();
-    let mut hosts = Vec::with_capacity(entry.hosts.len());
-    for (index, text) in entry.hosts.iter().enumerate() {
-        let field = format!("spec.hosts[{index}]");
-        let Some(host) = names::host(text, rules, &field, findings) else {
+    if raw.hosts.len() > 256 {
+        findings.error(&path, "at most 256 hosts are allowed");
+    }
+    let mut hosts = Vec::with_capacity(raw.hosts.len());
+    for (index, host) in raw.hosts.iter().enumerate() {
+        let path = path.index(index);
+        if host == "*" {
+            findings.error(
+                &path,
+                "`*` is not allowed: name the hosts, or a domain as in `*.example.com`",
+            );
             continue;
-        };
-        if seen.insert(host.clone()) {
-            hosts.push(host);
+        }
+        if let Some(message) = names::wildcard_host_error(host) {
+            findings.error(&path, message);
+            continue;
+        }
+        if names::is_partial_wildcard(host) {
+            findings.warning(
+                &path,
+                format!("partial wildcard `{host}`; `*.example.com` is the usual form"),
+            );
+        }
+        let wildcard = host.starts_with('*');
+        let by_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        if wildcard && by_dns && raw.endpoints.is_empty() {
+            findings.error(
+                &path,
+                format!(
+                    "resolution DNS cannot resolve the wildcard `{host}`: give endpoints, or use \
+                     resolution DYNAMIC_DNS or NONE"
+                ),
+            );
+        }
+        if !wildcard && resolution == Resolution::DynamicDns {
+            findings.error(
+                &path,
+                format!("resolution DYNAMIC_DNS takes wildcard hosts only; use DNS for `{host}`"),
+            );
+        }
+        let pattern = names::host_pattern(host);
+        if hosts.contains(&pattern) {
+            findings.error(&path, format!("host `{host}` is given twice"));
         } else {
-            findings.error(field, format!("host `{text}` is given twice"));
+            hosts.push(pattern);
         }
     }
     hosts
 }
 
-fn addresses(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<IpNet> {
-    let mut addresses = Vec::with_capacity(entry.addresses.len());
-    for (index, text) in entry.addresses.iter().enumerate() {
-        let field = format!("spec.addresses[{index}]");
-        let net = text
-            .parse::<IpAddr>()
-            .map(IpNet::from)
-            .or_else(|_| text.parse::<IpNet>());
-        let Ok(net) = net else {
-            findings.error(
-                field,
-                format!("`{text}` is neither an IP address nor a CIDR"),
-            );
-            continue;
-        };
-        let single = net.prefix_len() == net.max_prefix_len();
-        let allowed = matches!(
-            entry.resolution,
-            raw::Resolution::None | raw::Resolution::Static
-        );
-        if !single && !allowed {
-            findings.error(
-                field,
-                format!("CIDR `{text}` is allowed with resolution NONE or STATIC only"),
-            );
-        } else {
+fn addresses(
+    raw: &istio::ServiceEntry,
+    resolution: Resolution,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<IpNet> {
+    let mut addresses = Vec::with_capacity(raw.addresses.len());
+    for (index, text) in raw.addresses.iter().enumerate() {
+        let path = path.index(index);
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            addresses.push(IpNet::from(ip));
+        } else if let Ok(net) = text.parse::<IpNet>() {
+            let cidr_allowed = matches!(resolution, Resolution::None | Resolution::Static);
+            if net.prefix_len() < net.max_prefix_len() && !cidr_allowed {
+                findings.error(
+                    &path,
+                    format!("CIDR `{text}` is allowed with resolution NONE or STATIC only"),
+                );
+            }
             addresses.push(net.trunc());
+        } else {
+            findings.error(
+                &path,
+                format!("`{text}` is neither an IP address nor a CIDR such as `192.0.2.0/24`"),
+            );
         }
+    }
+    if resolution == Resolution::DynamicDns && !raw.addresses.is_empty() {
+        findings.error(path, "resolution DYNAMIC_DNS takes no addresses");
     }
     addresses
 }
 
-fn ports(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<ServicePort> {
-    if entry.ports.is_empty() {
-        findings.error("spec.ports", "at least one port is required");
+fn ports(
+    raw: &istio::ServiceEntry,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<ServicePort> {
+    if raw.ports.is_empty() {
+        findings.error(path, "at least one port is required");
     }
-    let (mut numbers, mut port_names) = (BTreeSet::new(), BTreeSet::new());
-    let mut ports = Vec::with_capacity(entry.ports.len());
-    for (index, port) in entry.ports.iter().enumerate() {
-        let at = |name: &str| format!("spec.ports[{index}].{name}");
-        let number = names::port(port.number, &at("number"), findings);
-        let target = match port.target_port {
-            Some(target) => names::port(target, &at("targetPort"), findings),
-            None => number,
-        };
+    let mut numbers = BTreeSet::new();
+    let mut port_names = BTreeSet::new();
+    let mut ports = Vec::with_capacity(raw.ports.len());
+    for (index, port) in raw.ports.iter().enumerate() {
+        let path = path.index(index);
         if port.name.is_empty() {
-            findings.error(at("name"), "a port needs a name");
-        } else if !names::is_label(&port.name) {
-            let name = &port.name;
+            findings.error(&path.key("name"), "a port needs a name");
+        } else if !names::is_dns_label(&port.name) {
             findings.error(
-                at("name"),
-                format!("`{name}` is no DNS label (a-z, 0-9, inner `-`)"),
+                &path.key("name"),
+                format!("`{}` is not a valid port name (a DNS label)", port.name),
             );
-        } else if !port_names.insert(&port.name) {
+        } else if !port_names.insert(port.name.as_str()) {
             findings.error(
-                at("name"),
-                format!("port name `{}` is given twice", port.name),
+                &path.key("name"),
+                format!("port name `{}` is used twice", port.name),
             );
         }
-        if !numbers.insert(port.number) {
-            findings.error(at("number"), format!("port {} is given twice", port.number));
+        let number = names::port(port.number, &path.key("number"), findings);
+        if number.is_some_and(|number| !numbers.insert(number)) {
+            findings.error(
+                &path.key("number"),
+                format!("port {} is declared twice", port.number),
+            );
         }
+        let target = match port.target_port {
+            0 => number,
+            target => names::port(target, &path.key("targetPort"), findings),
+        };
         let protocol = names::protocol(&port.protocol);
         if protocol.is_none() {
             findings.error(
-                at("protocol"),
+                &path.key("protocol"),
                 format!(
-                    "unknown protocol `{}`: use HTTP, HTTPS, HTTP2, GRPC, GRPC-Web, TLS, TCP, \
-                     MONGO, REDIS, MYSQL, UDP or HTTP_PROXY",
-                    port.protocol
+                    "`{}` is not a protocol: use {}",
+                    port.protocol,
+                    names::PROTOCOLS
                 ),
             );
         }
-        findings.not_in_effect(protocol == Some(Protocol::Udp), at("protocol"));
         if let (Some(number), Some(target_port), Some(protocol)) = (number, target, protocol) {
             ports.push(ServicePort {
                 number,
@@ -191,31 +228,50 @@ fn ports(entry: &raw::ServiceEntry, findings: &mut Findings) -> Vec<ServicePort>
 }
 
 fn endpoints(
-    entry: &raw::ServiceEntry,
-    ports: &[ServicePort],
+    raw: &istio::ServiceEntry,
+    resolution: Resolution,
+    spec: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Vec<Endpoint> {
-    let mut endpoints = Vec::with_capacity(entry.endpoints.len());
-    for (index, endpoint) in entry.endpoints.iter().enumerate() {
-        let at = |name: &str| format!("spec.endpoints[{index}].{name}");
-        let address = endpoint_address(entry, &endpoint.address, &at("address"), findings);
-        let mut by_name = BTreeMap::new();
-        for (name, &number) in &endpoint.ports {
-            let field = at(&format!("ports.{name}"));
-            if !ports.iter().any(|port| port.name == *name) {
-                findings.error(&field, format!("no port of this entry is named `{name}`"));
-            }
-            if let Some(number) = names::port(number, &field, findings) {
-                by_name.insert(name.clone(), number);
+    let path = spec.key("endpoints");
+    let written = raw.endpoints.len();
+    match resolution {
+        Resolution::None | Resolution::DynamicDns if written > 0 => findings.error(
+            &path,
+            "resolution NONE and DYNAMIC_DNS take no endpoints; use STATIC or DNS",
+        ),
+        Resolution::DnsRoundRobin if written > 1 => {
+            findings.error(
+                &path,
+                "resolution DNS_ROUND_ROBIN takes one endpoint at most",
+            );
+        }
+        Resolution::Static if written == 0 && raw.workload_selector.is_none() => {
+            findings.warning(
+                &spec.key("resolution"),
+                "resolution STATIC without endpoints: no request can be forwarded",
+            );
+        }
+        _ => {}
+    }
+    let mut endpoints = Vec::with_capacity(written);
+    for (index, endpoint) in raw.endpoints.iter().enumerate() {
+        let path = path.index(index);
+        names::labels(&endpoint.labels, &path.key("labels"), findings);
+        let ports = endpoint_ports(raw, endpoint, &path.key("ports"), findings);
+        let address = endpoint_address(endpoint, resolution, &path.key("address"), findings);
+        for (name, given) in [
+            ("network", &endpoint.network),
+            ("serviceAccount", &endpoint.service_account),
+        ] {
+            if !given.is_empty() {
+                findings.unsupported(&path.key(name), "it has no effect");
             }
         }
-        findings.not_in_effect(endpoint.network.is_some(), at("network"));
-        findings.not_in_effect(!endpoint.locality.is_empty(), at("locality"));
-        findings.not_in_effect(endpoint.service_account.is_some(), at("serviceAccount"));
         if let Some(address) = address {
             endpoints.push(Endpoint {
                 address,
-                ports: by_name,
+                ports,
                 labels: endpoint.labels.clone(),
                 weight: endpoint.weight,
                 locality: endpoint.locality.clone(),
@@ -225,137 +281,107 @@ fn endpoints(
     endpoints
 }
 
+fn endpoint_ports(
+    raw: &istio::ServiceEntry,
+    endpoint: &istio::WorkloadEntry,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> BTreeMap<String, u16> {
+    let mut ports = BTreeMap::new();
+    for (name, &number) in &endpoint.ports {
+        let path = path.key(name);
+        if !raw.ports.iter().any(|port| port.name == *name) {
+            findings.error(&path, format!("the entry has no port named `{name}`"));
+        }
+        if let Some(number) = names::port(number, &path, findings) {
+            ports.insert(name.clone(), number);
+        }
+    }
+    ports
+}
+
 fn endpoint_address(
-    entry: &raw::ServiceEntry,
-    text: &str,
-    field: &str,
+    endpoint: &istio::WorkloadEntry,
+    resolution: Resolution,
+    path: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Option<EndpointAddress> {
-    if let Some(path) = text.strip_prefix("unix://") {
-        if entry.resolution != raw::Resolution::Static {
-            findings.error(field, "a unix:// endpoint needs resolution STATIC");
+    let text = endpoint.address.as_str();
+    if text.is_empty() {
+        findings.error(path, "an endpoint needs an address");
+        return None;
+    }
+    if let Some(socket) = text.strip_prefix("unix://") {
+        if resolution != Resolution::Static {
+            findings.error(path, "a Unix socket is allowed with resolution STATIC only");
         }
-        if !path.starts_with('/') && !path.starts_with('@') {
-            findings.error(field, format!("`{text}`: the socket path must be absolute"));
+        if !socket.starts_with('/') && !socket.starts_with('@') {
+            findings.error(path, format!("`{text}` must be an absolute path"));
         }
-        return Some(EndpointAddress::Unix(PathBuf::from(path)));
+        if !endpoint.ports.is_empty() {
+            findings.error(path, "a Unix socket has no ports");
+        }
+        return Some(EndpointAddress::Unix(PathBuf::from(socket)));
     }
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(EndpointAddress::Ip(ip));
     }
-    if text.is_empty() {
-        findings.error(field, "an endpoint needs an address");
-        return None;
-    }
-    if entry.resolution == raw::Resolution::Static {
+    if resolution == Resolution::Static {
         findings.error(
-            field,
-            format!("`{text}` is a name: resolution STATIC takes IP addresses; use DNS for names"),
+            path,
+            format!("`{text}` is not an IP address; names need resolution DNS"),
         );
         return None;
     }
-    match names::host(
-        text,
-        HostRules {
-            short: true,
-            ..HostRules::default()
-        },
-        field,
-        findings,
-    )? {
-        HostPattern::Exact(name) => Some(EndpointAddress::Name(name)),
-        _ => {
-            findings.error(field, format!("`{text}`: an endpoint cannot be a wildcard"));
-            None
-        }
+    if let Some(message) = names::fqdn_error(text) {
+        findings.error(path, message);
+        return None;
     }
+    Some(EndpointAddress::Name(
+        text.trim_end_matches('.').to_ascii_lowercase(),
+    ))
 }
 
-/// What resolution demands of the other fields (rows 2.3, 2.8 to 2.14).
-fn resolution(
-    entry: &raw::ServiceEntry,
-    hosts: &[HostPattern],
+/// Rules between hosts, ports, addresses and resolution.
+fn combinations(
+    raw: &istio::ServiceEntry,
+    resolution: Resolution,
     ports: &[ServicePort],
+    spec: &FieldPath<'_>,
     findings: &mut Findings,
 ) {
-    use raw::Resolution as R;
-    let wildcard = hosts.iter().any(|host| host.exact().is_none());
-    let tcp = |p: &ServicePort| matches!(p.protocol, Protocol::Tcp | Protocol::Auto);
-    if entry.workload_selector.is_some() && !entry.endpoints.is_empty() {
-        findings.error("spec.workloadSelector", "exclusive with endpoints");
-    }
-    match entry.resolution {
-        R::None if !entry.endpoints.is_empty() => findings.error(
-            "spec.endpoints",
-            "endpoints are not allowed with resolution NONE; use STATIC or DNS",
-        ),
-        R::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => findings
-            .warning(
-                "spec.endpoints",
-                "resolution STATIC without endpoints: no healthy upstream",
-            ),
-        R::Dns | R::DnsRoundRobin if entry.endpoints.is_empty() && wildcard => findings.error(
-            "spec.hosts",
-            "a wildcard host cannot be resolved: give endpoints, or use DYNAMIC_DNS or NONE",
-        ),
-        R::DnsRoundRobin if entry.endpoints.len() > 1 => findings.error(
-            "spec.endpoints",
-            format!(
-                "DNS_ROUND_ROBIN takes at most one endpoint, not {}",
-                entry.endpoints.len()
-            ),
-        ),
-        R::DynamicDns => dynamic_dns(entry, hosts, ports, findings),
-        _ => {}
-    }
-    if hosts.len() > 1 && entry.resolution != R::None && ports.iter().any(tcp) {
-        findings.error(
-            "spec.hosts",
-            "several hosts with a TCP port need resolution NONE: TCP cannot tell them apart",
-        );
-    }
-    if entry.resolution == R::None && entry.addresses.is_empty() {
-        for (index, port) in ports.iter().enumerate().filter(|(_, p)| tcp(p)) {
+    let tcp = ports.iter().position(|port| port.protocol == Protocol::Tcp);
+    if let Some(index) = tcp {
+        if raw.hosts.len() > 1 && resolution != Resolution::None {
+            findings.error(
+                &spec.key("hosts"),
+                "several hosts on a TCP port cannot be told apart: write one ServiceEntry per \
+                 host, or use resolution NONE",
+            );
+        }
+        if raw.addresses.is_empty() {
             findings.warning(
-                format!("spec.ports[{index}]"),
+                &spec.key("ports").index(index),
                 format!(
-                    "opens port {} to every address: no addresses are given",
-                    port.number
+                    "a TCP port without addresses takes the connections of every address on port \
+                     {}: give addresses (IST0134)",
+                    ports[index].number
                 ),
             );
         }
     }
-}
-
-fn dynamic_dns(
-    entry: &raw::ServiceEntry,
-    hosts: &[HostPattern],
-    ports: &[ServicePort],
-    findings: &mut Findings,
-) {
-    if hosts.iter().any(|host| host.exact().is_some()) {
-        findings.error(
-            "spec.hosts",
-            "DYNAMIC_DNS is for wildcard hosts only; use DNS for names",
-        );
-    }
-    if !entry.addresses.is_empty() {
-        findings.error("spec.addresses", "not allowed with DYNAMIC_DNS");
-    }
-    if !entry.endpoints.is_empty() {
-        findings.error("spec.endpoints", "not allowed with DYNAMIC_DNS");
-    }
-    for (index, port) in ports.iter().enumerate() {
-        let allowed = matches!(
-            port.protocol,
-            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls
-        );
-        if !allowed {
-            findings.error(
-                format!("spec.ports[{index}].protocol"),
-                "DYNAMIC_DNS allows HTTP, HTTP2, GRPC and TLS only",
+    if resolution == Resolution::DynamicDns {
+        for (index, port) in ports.iter().enumerate() {
+            let allowed = matches!(
+                port.protocol,
+                Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls
             );
+            if !allowed {
+                findings.error(
+                    &spec.key("ports").index(index).key("protocol"),
+                    "resolution DYNAMIC_DNS takes HTTP, HTTP2, GRPC and TLS ports only",
+                );
+            }
         }
     }
-    findings.not_in_effect(true, "spec.resolution");
 }

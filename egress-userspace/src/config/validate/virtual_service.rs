@@ -1,170 +1,331 @@
 // SPDX-License-Identifier: Apache-2.0
-//! VirtualService to its valid form (istio-egress.md section 5). HTTP rules are in [`http`].
-
-mod http;
-
-pub use http::retries;
+//! VirtualService: hosts, gateways, tls and tcp rules (istio `ValidateVirtualService`;
+//! istio-egress.md 5 and 5c). The http rules are in `http_rule`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::{
-    Findings, Scope,
-    names::{self, HostRules},
-};
+use super::{Findings, Subject, http_rule, names, strings};
 use crate::{
-    config::istio::virtual_service as raw,
+    config::{field::FieldPath, istio},
     routing::{
         gateway::GatewayName,
         host::HostPattern,
-        service::Origin,
         virtual_service::{HeaderOperations, RouteDestination, TcpMatch, TcpRule, VirtualService},
     },
 };
 
-/// Checks a VirtualService; to be used only when `findings` holds no error.
-pub fn validate(
-    vs: &raw::VirtualService,
-    origin: &Arc<Origin>,
-    scope: Scope<'_>,
+/// What the rules of one VirtualService share.
+pub(super) struct Scope<'a> {
+    pub subject: &'a Subject,
+    pub hosts: &'a [HostPattern],
+    pub gateways: &'a [GatewayName],
+}
+
+/// Checks `raw` and builds the VirtualService; `findings` says whether it is usable.
+pub(in crate::config) fn virtual_service(
+    raw: &istio::VirtualService,
+    subject: &Subject,
     findings: &mut Findings,
-) -> VirtualService {
-    let namespace = scope.namespace;
-    let gateways = bound_gateways(&vs.gateways, namespace, findings);
-    let hosts = hosts(
-        vs,
-        namespace,
-        gateways.contains(&GatewayName::Mesh),
-        findings,
-    );
-    if vs.http.is_empty() && vs.tls.is_empty() && vs.tcp.is_empty() {
-        findings.error("spec", "at least one of http, tls and tcp is required");
+) -> Arc<VirtualService> {
+    let spec = FieldPath::Root.key("spec");
+    let gateways = gateways(&raw.gateways, subject, &spec.key("gateways"), findings);
+    let hosts = hosts(raw, subject, &gateways, &spec, findings);
+    if raw.http.is_empty() && raw.tls.is_empty() && raw.tcp.is_empty() {
+        findings.error(&spec, "at least one http, tls or tcp rule is required");
     }
-    let http = vs
-        .http
-        .iter()
-        .enumerate()
-        .map(|(index, rule)| http::rule(rule, index, namespace, findings))
-        .collect::<Vec<_>>();
-    unreachable_rules(vs, findings);
-    let tls = vs
-        .tls
-        .iter()
-        .enumerate()
-        .map(|(index, rule)| tls_rule(rule, index, &hosts, namespace, findings))
-        .collect();
-    let tcp = vs
-        .tcp
-        .iter()
-        .enumerate()
-        .map(|(index, rule)| tcp_rule(rule, index, namespace, findings))
-        .collect();
-    let export_to = names::export_to(
-        &vs.export_to,
-        namespace,
-        scope.default_export_to,
-        false,
-        findings,
-    );
-    VirtualService {
-        origin: origin.clone(),
+    let scope = Scope {
+        subject,
+        hosts: &hosts,
+        gateways: &gateways,
+    };
+    let http = http_rule::rules(&raw.http, &scope, &spec.key("http"), findings);
+    let tls = tls_rules(&raw.tls, &scope, &spec.key("tls"), findings);
+    let tcp = tcp_rules(&raw.tcp, &scope, &spec.key("tcp"), findings);
+    let export_to = subject.export_to(&raw.export_to, &spec.key("exportTo"), findings);
+    Arc::new(VirtualService {
+        origin: Arc::clone(&subject.origin),
         hosts,
         gateways,
         export_to,
-        http: http.into_iter().flatten().collect(),
+        http,
         tls,
         tcp,
-    }
+    })
 }
 
-/// Row 5.1.
-fn hosts(
-    vs: &raw::VirtualService,
-    namespace: &str,
-    mesh: bool,
-    findings: &mut Findings,
-) -> Vec<HostPattern> {
-    if vs.hosts.is_empty() {
-        findings.error(
-            "spec.hosts",
-            "at least one host is required (delegates are not supported yet)",
-        );
-    }
-    let rules = HostRules {
-        short: true,
-        any: true,
-        ip: true,
-        partial_wildcard: true,
-    };
-    let mut hosts: Vec<HostPattern> = Vec::with_capacity(vs.hosts.len());
-    for (index, text) in vs.hosts.iter().enumerate() {
-        let field = format!("spec.hosts[{index}]");
-        let Some(host) = names::host(text, rules, &field, findings) else {
-            continue;
-        };
-        if host == HostPattern::Any && mesh {
-            findings.error(&field, "host `*` is not allowed with gateway `mesh`");
-        }
-        let host = names::qualify(host, namespace);
-        if let Some(other) = hosts
-            .iter()
-            .find(|other| other.intersection(&host).is_some())
-        {
-            findings.error(&field, format!("host `{text}` overlaps host `{other}`"));
-        }
-        hosts.push(host);
-    }
-    hosts
-}
-
-/// Row 5.2: what `gateways` names; `[mesh]` when left out.
-fn bound_gateways(
+fn gateways(
     written: &[String],
-    namespace: &str,
+    subject: &Subject,
+    path: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Vec<GatewayName> {
     if written.is_empty() {
         return vec![GatewayName::Mesh];
     }
-    gateway_names(written, "spec.gateways", namespace, findings)
+    written
+        .iter()
+        .enumerate()
+        .filter_map(|(index, name)| {
+            names::gateway_name(name, subject.namespace(), &path.index(index), findings)
+        })
+        .collect()
 }
 
-fn gateway_names(
+fn hosts(
+    raw: &istio::VirtualService,
+    subject: &Subject,
+    gateways: &[GatewayName],
+    spec: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<HostPattern> {
+    let path = spec.key("hosts");
+    if raw.hosts.is_empty() {
+        for (name, given) in [
+            ("gateways", !raw.gateways.is_empty()),
+            ("tls", !raw.tls.is_empty()),
+            ("tcp", !raw.tcp.is_empty()),
+        ] {
+            if given {
+                findings.error(
+                    &spec.key(name),
+                    "a VirtualService without hosts is a delegate and takes http rules only",
+                );
+            }
+        }
+        findings.unsupported(
+            &path,
+            "a VirtualService without hosts is a delegate, which no rule can name",
+        );
+    }
+    let mut hosts: Vec<HostPattern> = Vec::with_capacity(raw.hosts.len());
+    for (index, host) in raw.hosts.iter().enumerate() {
+        let path = path.index(index);
+        if host == "*" && gateways.contains(&GatewayName::Mesh) {
+            findings.error(
+                &path,
+                "`*` is not allowed for the gateway `mesh`: name the hosts, or bind gateways only",
+            );
+            continue;
+        }
+        if !names::is_ip(host)
+            && let Some(message) = names::wildcard_host_error(host)
+        {
+            findings.error(&path, message);
+            continue;
+        }
+        if names::is_partial_wildcard(host) {
+            findings.warning(&path, format!("partial wildcard `{host}`"));
+        }
+        let pattern = names::host_pattern(&names::qualify(host, subject.namespace()));
+        if let Some(other) = hosts
+            .iter()
+            .position(|other| names::overlap(other, &pattern))
+        {
+            findings.error(
+                &path,
+                format!("`{host}` overlaps with `{}`", raw.hosts[other]),
+            );
+        }
+        hosts.push(pattern);
+    }
+    hosts
+}
+
+fn tls_rules(
+    written: &[istio::TlsRoute],
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<TcpRule> {
+    let mut rules = Vec::with_capacity(written.len());
+    for (index, rule) in written.iter().enumerate() {
+        let path = path.index(index);
+        let match_path = path.key("match");
+        if rule.matches.is_empty() {
+            findings.error(&match_path, "a tls rule needs a match with sniHosts");
+        }
+        let mut matches = Vec::with_capacity(rule.matches.len());
+        for (index, block) in rule.matches.iter().enumerate() {
+            let path = match_path.index(index);
+            let sni_hosts = sni_hosts(&block.sni_hosts, scope, &path.key("sniHosts"), findings);
+            let l4 = L4 {
+                destination_subnets: &block.destination_subnets,
+                port: block.port,
+                source_labels: &block.source_labels,
+                source_namespace: &block.source_namespace,
+                gateways: &block.gateways,
+            };
+            matches.push(TcpMatch {
+                sni_hosts,
+                ..tcp_match(&l4, scope, &path, findings)
+            });
+        }
+        rules.push(TcpRule {
+            matches,
+            route: tcp_route(&rule.route, scope, &path.key("route"), findings),
+        });
+    }
+    rules
+}
+
+fn sni_hosts(
     written: &[String],
-    field: &str,
-    namespace: &str,
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<HostPattern> {
+    if written.is_empty() {
+        findings.error(path, "at least one SNI host is required");
+    }
+    let mut hosts = Vec::with_capacity(written.len());
+    for (index, host) in written.iter().enumerate() {
+        let path = path.index(index);
+        if names::is_ip(host) {
+            findings.warning(
+                &path,
+                format!("`{host}` is an IP address, which clients never send as SNI"),
+            );
+        } else if let Some(message) = names::wildcard_host_error(host) {
+            findings.error(&path, message);
+            continue;
+        }
+        let pattern = names::host_pattern(&names::qualify(host, scope.subject.namespace()));
+        if !scope.hosts.iter().any(|own| names::covers(own, &pattern)) {
+            findings.error(
+                &path,
+                format!("SNI host `{host}` must lie inside one of the VirtualService's hosts"),
+            );
+        }
+        hosts.push(pattern);
+    }
+    hosts
+}
+
+fn tcp_rules(
+    written: &[istio::TcpRoute],
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Vec<TcpRule> {
+    let mut rules = Vec::with_capacity(written.len());
+    for (index, rule) in written.iter().enumerate() {
+        let path = path.index(index);
+        let match_path = path.key("match");
+        let mut matches = Vec::with_capacity(rule.matches.len());
+        for (index, block) in rule.matches.iter().enumerate() {
+            let path = match_path.index(index);
+            if !block.source_subnet.is_empty() {
+                findings.unsupported(&path.key("sourceSubnet"), "the rule matches no connection");
+                continue;
+            }
+            let l4 = L4 {
+                destination_subnets: &block.destination_subnets,
+                port: block.port,
+                source_labels: &block.source_labels,
+                source_namespace: &block.source_namespace,
+                gateways: &block.gateways,
+            };
+            matches.push(tcp_match(&l4, scope, &path, findings));
+        }
+        let route = tcp_route(&rule.route, scope, &path.key("route"), findings);
+        // Without its unsupported blocks a rule must not become one that matches everything.
+        if rule.matches.is_empty() || !matches.is_empty() {
+            rules.push(TcpRule { matches, route });
+        }
+    }
+    rules
+}
+
+/// The conditions that tls and tcp matches share.
+struct L4<'a> {
+    destination_subnets: &'a [String],
+    port: u32,
+    source_labels: &'a BTreeMap<String, String>,
+    source_namespace: &'a str,
+    gateways: &'a [String],
+}
+
+fn tcp_match(
+    raw: &L4<'_>,
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> TcpMatch {
+    let subnets_path = path.key("destinationSubnets");
+    let mut destination_subnets = Vec::with_capacity(raw.destination_subnets.len());
+    for (index, text) in raw.destination_subnets.iter().enumerate() {
+        let net = text
+            .parse::<IpNet>()
+            .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        match net {
+            Ok(net) => destination_subnets.push(net.trunc()),
+            Err(_) => findings.error(
+                &subnets_path.index(index),
+                format!("`{text}` is neither an IP address nor a CIDR"),
+            ),
+        }
+    }
+    names::labels(raw.source_labels, &path.key("sourceLabels"), findings);
+    TcpMatch {
+        sni_hosts: Vec::new(),
+        destination_subnets,
+        port: match_port(raw.port, &path.key("port"), findings),
+        source_labels: raw.source_labels.clone(),
+        source_namespace: source_namespace(
+            raw.source_namespace,
+            &path.key("sourceNamespace"),
+            findings,
+        ),
+        gateways: match_gateways(raw.gateways, scope, &path.key("gateways"), findings),
+    }
+}
+
+/// `match.port`; absent when 0.
+pub(super) fn match_port(
+    number: u32,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<u16> {
+    if number == 0 {
+        return None;
+    }
+    names::port(number, path, findings)
+}
+
+/// `match.sourceNamespace`.
+pub(super) fn source_namespace(
+    name: &str,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> String {
+    if !name.is_empty()
+        && let Some(message) = names::namespace_error(name)
+    {
+        findings.error(path, message);
+    }
+    name.to_owned()
+}
+
+/// `match.gateways`: names resolve as in `spec.gateways`, and only bound ones can match.
+pub(super) fn match_gateways(
+    written: &[String],
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Vec<GatewayName> {
     let mut gateways = Vec::with_capacity(written.len());
-    for (index, text) in written.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        let named = |namespace: &str, name: &str| GatewayName::Named {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+    for (index, name) in written.iter().enumerate() {
+        let path = path.index(index);
+        let Some(gateway) = names::gateway_name(name, scope.subject.namespace(), &path, findings)
+        else {
+            continue;
         };
-        let gateway = match text.split_once('/') {
-            _ if text == "mesh" => GatewayName::Mesh,
-            Some((".", name)) => named(namespace, name),
-            Some((owner, name)) => named(owner, name),
-            None => match text.split_once('.') {
-                Some((name, rest)) => {
-                    let owner = rest.split('.').next().unwrap_or(namespace);
-                    findings.warning(
-                        &field,
-                        format!("`{text}` is the legacy form: write `{owner}/{name}`"),
-                    );
-                    named(owner, name)
-                }
-                None => named(namespace, text),
-            },
-        };
-        if let GatewayName::Named { namespace, name } = &gateway
-            && (!names::is_label(namespace) || name.is_empty() || name.contains('/'))
-        {
-            findings.error(
-                &field,
-                format!("`{text}` is no gateway: write `name`, `namespace/name` or `mesh`"),
+        if !scope.gateways.contains(&gateway) {
+            findings.warning(
+                &path,
+                format!("never matches: `{name}` is not among spec.gateways (IST0131)"),
             );
         }
         gateways.push(gateway);
@@ -172,234 +333,118 @@ fn gateway_names(
     gateways
 }
 
-/// Rules behind a rule without match are never reached (IST0130).
-fn unreachable_rules(vs: &raw::VirtualService, findings: &mut Findings) {
-    let catch_all = vs.http.iter().position(|rule| rule.matches.is_empty());
-    if let Some(at) = catch_all.filter(|at| at + 1 < vs.http.len()) {
-        findings.warning(
-            format!("spec.http[{}]", at + 1),
-            format!("never reached: http[{at}] has no match and takes everything"),
-        );
-    }
-}
-
-/// A destination of any rule.
-struct WrittenDestination<'a> {
-    destination: Option<&'a raw::Destination>,
-    weight: i64,
-    headers: HeaderOperations,
-}
-
-/// Checks the destinations of a rule and their weights (rows 5b.1, 5b.2, 5.4).
-fn destinations<'a>(
-    written: impl ExactSizeIterator<Item = WrittenDestination<'a>>,
-    field: &str,
-    namespace: &str,
+fn tcp_route(
+    written: &[istio::RawRouteDestination],
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Vec<RouteDestination> {
-    let count = written.len();
-    if count == 0 {
-        findings.error(field, "at least one destination is required");
+    if written.is_empty() {
+        findings.error(path, "at least one destination is required");
     }
-    let mut total: i64 = 0;
-    let mut destinations = Vec::with_capacity(count);
-    for (index, written) in written.enumerate() {
-        let at = format!("{field}[{index}]");
-        if written.weight < 0 || written.weight > i64::from(i32::MAX) {
-            findings.error(
-                format!("{at}.weight"),
-                format!("weight {} is out of range", written.weight),
-            );
-        }
-        total = total.saturating_add(written.weight);
-        let Some(destination) = written.destination.filter(|d| !d.host.is_empty()) else {
-            findings.error(
-                format!("{at}.destination.host"),
-                "a destination needs a host",
-            );
-            continue;
-        };
-        let rules = HostRules {
-            short: true,
-            ip: true,
-            partial_wildcard: true,
-            any: false,
-        };
-        let host_field = format!("{at}.destination.host");
-        let host = names::host(&destination.host, rules, &host_field, findings);
-        let port_field = format!("{at}.destination.port.number");
-        let port = destination
-            .port
-            .as_ref()
-            .and_then(|port| names::port(port.number, &port_field, findings));
-        if !destination.subset.is_empty() {
-            findings.warning(
-                format!("{at}.destination.subset"),
-                "not supported yet: subsets come from DestinationRule; answers 503",
-            );
-        }
-        if let Some(host) = host {
-            destinations.push(RouteDestination {
-                host: names::qualify(host, namespace).to_string(),
-                port,
-                subset: (!destination.subset.is_empty()).then(|| destination.subset.clone()),
-                weight: u32::try_from(written.weight).unwrap_or_default(),
-                headers: written.headers,
-            });
+    let mut route = Vec::with_capacity(written.len());
+    for (index, entry) in written.iter().enumerate() {
+        let path = path.index(index);
+        route.extend(destination(
+            entry.destination.as_ref(),
+            entry.weight,
+            HeaderOperations::default(),
+            scope,
+            &path,
+            findings,
+        ));
+    }
+    let weights = written.iter().map(|entry| entry.weight);
+    check_weights(weights, path, findings);
+    route
+}
+
+/// One weighted destination.
+pub(super) fn destination(
+    raw: Option<&istio::Destination>,
+    weight: i32,
+    headers: HeaderOperations,
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<RouteDestination> {
+    let destination_path = path.key("destination");
+    let Some(raw) = raw else {
+        findings.error(&destination_path, "a destination is required");
+        return None;
+    };
+    let (host, port) = check_destination(raw, scope, &destination_path, findings)?;
+    Some(RouteDestination {
+        host,
+        port,
+        subset: (!raw.subset.is_empty()).then(|| raw.subset.clone()),
+        weight: u32::try_from(weight).unwrap_or(0),
+        headers,
+    })
+}
+
+/// Host (qualified, lower-cased) and port of a Destination.
+pub(super) fn check_destination(
+    raw: &istio::Destination,
+    scope: &Scope<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<(String, Option<u16>)> {
+    let host_path = path.key("host");
+    let mut host = None;
+    if raw.host.is_empty() {
+        findings.error(&host_path, "a destination host is required");
+    } else if raw.host == "*" {
+        findings.error(&host_path, "`*` is not a destination");
+    } else if let Some(message) = names::wildcard_host_error(&raw.host) {
+        findings.error(&host_path, message);
+    } else {
+        let qualified = names::qualify(&raw.host, scope.subject.namespace());
+        host = Some(qualified.trim_end_matches('.').to_ascii_lowercase());
+    }
+    if !raw.subset.is_empty() && !names::is_dns_label(&raw.subset) {
+        findings.error(
+            &path.key("subset"),
+            format!("`{}` is not a valid subset name (a DNS label)", raw.subset),
+        );
+    }
+    let port = raw
+        .port
+        .as_ref()
+        .and_then(|port| names::port(port.number, &path.key("port").key("number"), findings));
+    Some((host?, port))
+}
+
+/// Weights are shares of their sum; several destinations need a sum above 0 (5b.1).
+pub(super) fn check_weights(
+    weights: impl ExactSizeIterator<Item = i32>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) {
+    let count = weights.len();
+    let mut total: u64 = 0;
+    for (index, weight) in weights.enumerate() {
+        match u64::try_from(weight) {
+            Ok(weight) => total += weight,
+            Err(_) => findings.error(&path.index(index).key("weight"), "must not be negative"),
         }
     }
     if count > 1 && total == 0 {
-        findings.error(field, "several destinations need weights: their sum is 0");
-    }
-    if total > i64::from(u32::MAX) {
         findings.error(
-            field,
-            format!("the weights sum to {total}, more than {}", u32::MAX),
+            path,
+            "several destinations need weights: their sum is 0, so none would get a request",
         );
     }
-    destinations
+    if total > u64::from(u32::MAX) {
+        findings.error(path, "the sum of the weights must stay below 2^32");
+    }
 }
 
-fn tcp_destinations(
-    written: &[raw::RouteDestination],
-    field: &str,
-    namespace: &str,
+/// A regex of `uriRegexRewrite` is searched for, not matched whole.
+pub(super) fn search_regex(
+    pattern: &str,
+    path: &FieldPath<'_>,
     findings: &mut Findings,
-) -> Vec<RouteDestination> {
-    let written = written.iter().map(|d| WrittenDestination {
-        destination: d.destination.as_ref(),
-        weight: d.weight,
-        headers: HeaderOperations::default(),
-    });
-    destinations(written, field, namespace, findings)
-}
-
-/// Rows 5c.1 and 5c.2.
-fn tls_rule(
-    rule: &raw::TlsRoute,
-    index: usize,
-    hosts: &[HostPattern],
-    namespace: &str,
-    findings: &mut Findings,
-) -> TcpRule {
-    let field = format!("spec.tls[{index}]");
-    if rule.matches.is_empty() {
-        findings.error(
-            format!("{field}.match"),
-            "a tls rule needs a match with sniHosts",
-        );
-    }
-    let mut matches = Vec::with_capacity(rule.matches.len());
-    for (index, block) in rule.matches.iter().enumerate() {
-        let at = format!("{field}.match[{index}]");
-        if block.sni_hosts.is_empty() {
-            findings.error(
-                format!("{at}.sniHosts"),
-                "at least one server name is required",
-            );
-        }
-        let mut sni_hosts = Vec::with_capacity(block.sni_hosts.len());
-        for (index, text) in block.sni_hosts.iter().enumerate() {
-            let field = format!("{at}.sniHosts[{index}]");
-            let rules = HostRules {
-                short: true,
-                any: true,
-                ip: true,
-                partial_wildcard: true,
-            };
-            let Some(host) = names::host(text, rules, &field, findings) else {
-                continue;
-            };
-            if !hosts.iter().any(|h| h.contains(&host)) {
-                findings.error(
-                    &field,
-                    format!("`{text}` lies outside the hosts of this object"),
-                );
-            }
-            sni_hosts.push(host);
-        }
-        let conditions = Conditions {
-            destination_subnets: &block.destination_subnets,
-            port: block.port,
-            source_labels: &block.source_labels,
-            source_namespace: &block.source_namespace,
-            gateways: &block.gateways,
-        };
-        matches.push(conditions.check(sni_hosts, &at, namespace, findings));
-    }
-    let route = tcp_destinations(&rule.route, &format!("{field}.route"), namespace, findings);
-    TcpRule { matches, route }
-}
-
-fn tcp_rule(
-    rule: &raw::TcpRoute,
-    index: usize,
-    namespace: &str,
-    findings: &mut Findings,
-) -> TcpRule {
-    let field = format!("spec.tcp[{index}]");
-    let mut matches = Vec::with_capacity(rule.matches.len());
-    for (index, block) in rule.matches.iter().enumerate() {
-        let at = format!("{field}.match[{index}]");
-        findings.not_in_effect(block.source_subnet.is_some(), format!("{at}.sourceSubnet"));
-        let conditions = Conditions {
-            destination_subnets: &block.destination_subnets,
-            port: block.port,
-            source_labels: &block.source_labels,
-            source_namespace: &block.source_namespace,
-            gateways: &block.gateways,
-        };
-        matches.push(conditions.check(Vec::new(), &at, namespace, findings));
-    }
-    let route = tcp_destinations(&rule.route, &format!("{field}.route"), namespace, findings);
-    TcpRule { matches, route }
-}
-
-/// The conditions that tls and tcp matches share.
-struct Conditions<'a> {
-    destination_subnets: &'a [String],
-    port: Option<u32>,
-    source_labels: &'a BTreeMap<String, String>,
-    source_namespace: &'a str,
-    gateways: &'a [String],
-}
-
-impl Conditions<'_> {
-    fn check(
-        &self,
-        sni_hosts: Vec<HostPattern>,
-        at: &str,
-        namespace: &str,
-        findings: &mut Findings,
-    ) -> TcpMatch {
-        let mut destination_subnets = Vec::with_capacity(self.destination_subnets.len());
-        for (index, text) in self.destination_subnets.iter().enumerate() {
-            let net = text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-            match net {
-                Ok(net) => destination_subnets.push(net),
-                Err(_) => findings.error(
-                    format!("{at}.destinationSubnets[{index}]"),
-                    format!("`{text}` is neither an IP address nor a CIDR"),
-                ),
-            }
-        }
-        let port_field = format!("{at}.port");
-        TcpMatch {
-            sni_hosts,
-            destination_subnets,
-            port: self
-                .port
-                .and_then(|port| names::port(port, &port_field, findings)),
-            source_labels: self.source_labels.clone(),
-            source_namespace: self.source_namespace.to_owned(),
-            gateways: gateway_names(
-                self.gateways,
-                &format!("{at}.gateways"),
-                namespace,
-                findings,
-            ),
-        }
-    }
+) -> Option<regex::Regex> {
+    strings::regex(pattern, false, path, findings)
 }

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Findings between objects, all warnings (codes of `istioctl analyze`, istio-egress.md 0.8).
+//! Linear in the number of objects: hosts are looked up, never compared pairwise.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{Finding, Findings, names};
+use crate::{
+    config::field::FieldPath,
+    routing::{
+        gateway::{Gateway, GatewayName, ServerHost},
+        host::HostPattern,
+        service::{ExportTo, Origin, Protocol, Service},
+        table::Objects,
+        virtual_service::{HttpAction, RouteDestination, VirtualService},
+    },
+};
+
+/// One finding and the object that it is about.
+pub(in crate::config) type Referred = (Arc<Origin>, Finding);
+
+/// Checks the objects against each other.
+pub(in crate::config) fn check(objects: &Objects) -> Vec<Referred> {
+    let mut found = Vec::new();
+    let gateways: HashMap<(&str, &str), &Gateway> = objects
+        .gateways
+        .iter()
+        .map(|g| ((g.origin.namespace.as_str(), g.origin.name.as_str()), &**g))
+        .collect();
+    let registry = Registry::new(&objects.services);
+    for virtual_service in &objects.virtual_services {
+        let mut findings = Findings::default();
+        bindings(virtual_service, &gateways, &mut findings);
+        destinations(virtual_service, &registry, &mut findings);
+        attach(&virtual_service.origin, findings, &mut found);
+    }
+    mesh_hosts(&objects.virtual_services, &mut found);
+    protocols(&objects.services, &mut found);
+    found
+}
+
+fn attach(origin: &Arc<Origin>, findings: Findings, found: &mut Vec<Referred>) {
+    found.extend(
+        findings
+            .0
+            .into_iter()
+            .map(|finding| (Arc::clone(origin), finding)),
+    );
+}
+
+/// The hosts that destinations can name.
+struct Registry<'a> {
+    exact: HashSet<&'a str>,
+    suffixes: HashSet<&'a str>,
+}
+
+impl<'a> Registry<'a> {
+    fn new(services: &'a [Arc<Service>]) -> Self {
+        let mut registry = Self {
+            exact: HashSet::new(),
+            suffixes: HashSet::new(),
+        };
+        for service in services {
+            match &service.host {
+                HostPattern::Exact(host) => registry.exact.insert(host),
+                HostPattern::Suffix(suffix) => registry.suffixes.insert(suffix),
+                HostPattern::Any => false,
+            };
+        }
+        registry
+    }
+
+    fn knows(&self, host: &str) -> bool {
+        self.exact.contains(host)
+            || host.char_indices().any(|(at, _)| {
+                self.suffixes.contains(&host[at..]) && (at > 0 || host.starts_with('*'))
+            })
+            || host
+                .strip_prefix('*')
+                .is_some_and(|suffix| self.suffixes.contains(suffix))
+    }
+}
+
+/// Gateways that are missing (IST0101) or do not admit a host (IST0132).
+fn bindings(
+    virtual_service: &VirtualService,
+    gateways: &HashMap<(&str, &str), &Gateway>,
+    findings: &mut Findings,
+) {
+    let root = FieldPath::Root;
+    let spec = root.key("spec");
+    let (gateways_path, hosts_path) = (spec.key("gateways"), spec.key("hosts"));
+    for (index, bound) in virtual_service.gateways.iter().enumerate() {
+        let GatewayName::Named { namespace, name } = bound else {
+            continue;
+        };
+        let Some(gateway) = gateways.get(&(namespace.as_str(), name.as_str())) else {
+            findings.warning(
+                &gateways_path.index(index),
+                format!("there is no Gateway {namespace}/{name} (IST0101)"),
+            );
+            continue;
+        };
+        let servers: Vec<&ServerHost> = gateway.servers.iter().flat_map(|s| &s.hosts).collect();
+        for (index, host) in virtual_service.hosts.iter().enumerate() {
+            let admitted = servers.iter().any(|server| {
+                let visible = server
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|ns| *ns == virtual_service.origin.namespace);
+                visible && names::overlap(&server.host, host)
+            });
+            if !admitted {
+                findings.warning(
+                    &hosts_path.index(index),
+                    format!(
+                        "no server of Gateway {namespace}/{name} admits this host from namespace \
+                         {} (IST0132)",
+                        virtual_service.origin.namespace
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Destinations that no ServiceEntry registers (IST0101).
+fn destinations(
+    virtual_service: &VirtualService,
+    registry: &Registry<'_>,
+    findings: &mut Findings,
+) {
+    let root = FieldPath::Root;
+    let spec = root.key("spec");
+    let mut check = |list: &str, rule: usize, route: &[RouteDestination]| {
+        let list = spec.key(list);
+        let rule = list.index(rule);
+        let path = rule.key("route");
+        for (index, destination) in route.iter().enumerate() {
+            if !registry.knows(&destination.host) {
+                let path = path.index(index);
+                let path = path.key("destination");
+                findings.warning(
+                    &path.key("host"),
+                    format!(
+                        "no ServiceEntry registers `{}`; requests get 503 (IST0101)",
+                        destination.host
+                    ),
+                );
+            }
+        }
+    };
+    for (index, rule) in virtual_service.http.iter().enumerate() {
+        if let HttpAction::Route(route) = &rule.action {
+            check("http", index, route);
+        }
+    }
+    for (index, rule) in virtual_service.tls.iter().enumerate() {
+        check("tls", index, &rule.route);
+    }
+    for (index, rule) in virtual_service.tcp.iter().enumerate() {
+        check("tcp", index, &rule.route);
+    }
+}
+
+/// The same host in two VirtualServices of the mesh: the first wins (IST0109). `all` is in
+/// Istio's order.
+fn mesh_hosts(all: &[Arc<VirtualService>], found: &mut Vec<Referred>) {
+    let mut owners: HashMap<&HostPattern, Vec<&VirtualService>> = HashMap::new();
+    for virtual_service in all {
+        if !virtual_service.gateways.contains(&GatewayName::Mesh) {
+            continue;
+        }
+        let mut findings = Findings::default();
+        for (index, host) in virtual_service.hosts.iter().enumerate() {
+            let earlier = owners.entry(host).or_default();
+            let winner = earlier
+                .iter()
+                .find(|other| share_a_namespace(&other.export_to, &virtual_service.export_to));
+            if let Some(winner) = winner {
+                let root = FieldPath::Root;
+                let spec = root.key("spec");
+                let path = spec.key("hosts");
+                findings.warning(
+                    &path.index(index),
+                    format!(
+                        "is ignored in the mesh: {} has this host and comes first (IST0109)",
+                        winner.origin
+                    ),
+                );
+            } else {
+                earlier.push(virtual_service);
+            }
+        }
+        attach(&virtual_service.origin, findings, found);
+    }
+}
+
+fn share_a_namespace(a: &ExportTo, b: &ExportTo) -> bool {
+    match (a, b) {
+        (ExportTo::Nobody, _) | (_, ExportTo::Nobody) => false,
+        (ExportTo::All, _) | (_, ExportTo::All) => true,
+        (ExportTo::Namespaces(a), ExportTo::Namespaces(b)) => a.iter().any(|n| b.contains(n)),
+    }
+}
+
+/// Entries that declare different protocols: for one host and port (IST0177), or for one port
+/// number when one of them takes every address.
+fn protocols(services: &[Arc<Service>], found: &mut Vec<Referred>) {
+    let mut by_host: HashMap<(&HostPattern, u16), (&Service, Protocol)> = HashMap::new();
+    let mut http_ports: HashMap<u16, &Service> = HashMap::new();
+    for service in services {
+        for port in service.ports.iter().filter(|p| is_http(p.protocol)) {
+            http_ports.entry(port.number).or_insert(service);
+        }
+    }
+    for service in services {
+        let mut findings = Findings::default();
+        let root = FieldPath::Root;
+        let spec = root.key("spec");
+        let path = spec.key("ports");
+        for (index, port) in service.ports.iter().enumerate() {
+            let path = path.index(index);
+            let path = path.key("protocol");
+            let (first, protocol) = *by_host
+                .entry((&service.host, port.number))
+                .or_insert((service, port.protocol));
+            if protocol != port.protocol && first.origin != service.origin {
+                findings.warning(
+                    &path,
+                    format!(
+                        "{} declares another protocol for the same host and port {} (IST0177)",
+                        first.origin, port.number
+                    ),
+                );
+                continue;
+            }
+            let takes_all = port.protocol == Protocol::Tcp && service.addresses.is_empty();
+            if let Some(http) = http_ports.get(&port.number)
+                && takes_all
+                && http.origin != service.origin
+            {
+                findings.warning(
+                    &path,
+                    format!(
+                        "port {} is HTTP in {}: without addresses the two cannot be told apart",
+                        port.number, http.origin
+                    ),
+                );
+            }
+        }
+        attach(&service.origin, findings, found);
+    }
+}
+
+fn is_http(protocol: Protocol) -> bool {
+    matches!(
+        protocol,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb
+    )
+}
