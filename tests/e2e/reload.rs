@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use lab::{binary, net::replace, node::Node, process::Stream};
+use lab::{
+    binary,
+    net::{Net, replace},
+    node::Node,
+    process::{Process, Stream},
+};
 use serde_json::Value;
 
 use crate::{configure, net, service_entry};
@@ -110,6 +115,11 @@ fn bad_edit_keeps_the_running_objects_and_is_reported() {
             problems().map(|text: String| text.contains(expected))
         })
         .unwrap();
+        let shown = status(&net);
+        assert!(
+            shown["config"]["problems"].to_string().contains(expected),
+            "{case}: {shown}"
+        );
         let path = format!("/get?{}", case.replace(' ', "-"));
         assert_eq!(cluster_of(&path), "outbound|80||httpbin.org", "{case}");
         replace(&config.join("httpbin.yaml"), &good).unwrap();
@@ -118,6 +128,15 @@ fn bad_edit_keeps_the_running_objects_and_is_reported() {
         })
         .unwrap();
     }
+}
+
+/// `egress status` on the node, as a user would call it; its exit status tells of health.
+fn status(net: &Net) -> Value {
+    let egress = lab::egress_binary().unwrap().display().to_string();
+    let command = ["sh", "-c", "\"$0\" status -o json || true", &egress].map(str::to_owned);
+    let command = [&net.node.enter()[..], &command].concat();
+    let text = Process::output("egress status", &command, lab::hop::SOON).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
