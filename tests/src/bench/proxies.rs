@@ -15,6 +15,8 @@ use crate::{cgroup::Cgroup, egress_binary, net::Directory, netns::Netns, process
 pub(super) const UPSTREAM: &str = "203.0.113.10";
 /// How long a program may take to start.
 const START_WITHIN: Duration = Duration::from_secs(30);
+/// How long a proxy may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// Size of the body, in bytes.
 const BODY: usize = 1024;
 
@@ -57,6 +59,15 @@ impl Proxy {
             command.extend(setting.cgroup.enter());
         }
         command
+    }
+}
+
+/// A stop in good order: `egress node` unpins what it pinned.
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Err(error) = self.process.terminate(STOP_WITHIN) {
+            eprintln!("lab: {error:#}");
+        }
     }
 }
 
