@@ -224,10 +224,13 @@ impl<'a> Compiler<'a> {
 
     /// The retry policy in effect; `None`: no retries (`attempts: 0`).
     pub fn retries(&self, rule: Option<&RetryPolicy>) -> Option<RetryPolicy> {
-        let policy = rule
+        let mut policy = rule
             .or(self.mesh.retries.as_ref())
             .cloned()
             .unwrap_or_else(default_retries);
+        if policy.retry_on.is_empty() && policy.retriable_status_codes.is_empty() {
+            policy.retry_on = default_retries().retry_on;
+        }
         (policy.attempts > 0).then_some(policy)
     }
 

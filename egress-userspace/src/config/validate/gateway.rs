@@ -54,6 +54,9 @@ fn server(
 ) -> Option<Server> {
     let hosts = hosts(&raw.hosts, subject, &path.key("hosts"), findings);
     let bind = bind(raw, &path.key("bind"), findings);
+    if bind.is_some() {
+        findings.unsupported(&path.key("bind"), "--bind says where the gateway listens");
+    }
     if !raw.default_endpoint.is_empty() {
         findings.unsupported(&path.key("defaultEndpoint"), "it has no effect");
     }

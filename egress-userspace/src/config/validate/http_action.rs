@@ -397,6 +397,18 @@ pub(in crate::config) fn retries(
         retry_conditions(&raw.retry_on, &path.key("retryOn"), findings);
     let per_try_timeout =
         names::duration(raw.per_try_timeout, &path.key("perTryTimeout"), findings);
+    if per_try_timeout.is_some() {
+        findings.unsupported(
+            &path.key("perTryTimeout"),
+            "only the route's timeout limits a try",
+        );
+    }
+    // The default conditions are the ones whose request surely was not processed; of them only a
+    // failed connect can happen before HTTP/2 is spoken to upstreams.
+    let quiet = |c: &String| !DEFAULT_RETRY_CONDITIONS.contains(&c.as_str());
+    if retry_on.iter().any(quiet) || !retriable_status_codes.is_empty() {
+        findings.unsupported(&path.key("retryOn"), "only failed connects are retried");
+    }
     if names::duration(raw.backoff, &path.key("backoff"), findings).is_some() {
         findings.unsupported(&path.key("backoff"), "the default of 25ms applies");
     }
@@ -415,6 +427,14 @@ pub(in crate::config) fn retries(
         retriable_status_codes,
     }
 }
+
+/// Istio's default conditions.
+const DEFAULT_RETRY_CONDITIONS: [&str; 4] = [
+    "connect-failure",
+    "refused-stream",
+    "unavailable",
+    "cancelled",
+];
 
 fn retry_conditions(
     written: &str,

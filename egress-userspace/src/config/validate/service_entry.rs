@@ -215,6 +215,17 @@ fn ports(
                 ),
             );
         }
+        let consequence = match protocol {
+            Some(Protocol::Http2 | Protocol::Grpc) => {
+                Some("HTTP/2 is not spoken: requests go out as HTTP/1.1")
+            }
+            Some(Protocol::HttpProxy) => Some("CONNECT is answered 404"),
+            Some(Protocol::Udp) => Some("UDP is not captured"),
+            _ => None,
+        };
+        if let Some(consequence) = consequence {
+            findings.unsupported(&path.key("protocol"), consequence);
+        }
         if let (Some(number), Some(target_port), Some(protocol)) = (number, target, protocol) {
             ports.push(ServicePort {
                 number,
@@ -260,6 +271,21 @@ fn endpoints(
         names::labels(&endpoint.labels, &path.key("labels"), findings);
         let ports = endpoint_ports(raw, endpoint, &path.key("ports"), findings);
         let address = endpoint_address(endpoint, resolution, &path.key("address"), findings);
+        if endpoint.weight > 1 {
+            findings.unsupported(
+                &path.key("weight"),
+                "endpoints are chosen with equal weights",
+            );
+        }
+        if !endpoint.locality.is_empty() {
+            findings.unsupported(
+                &path.key("locality"),
+                "endpoints are chosen wherever they are",
+            );
+        }
+        if matches!(address, Some(EndpointAddress::Unix(_))) {
+            findings.unsupported(&path.key("address"), "a Unix socket is not dialled");
+        }
         for (name, given) in [
             ("network", &endpoint.network),
             ("serviceAccount", &endpoint.service_account),
@@ -371,6 +397,10 @@ fn combinations(
         }
     }
     if resolution == Resolution::DynamicDns {
+        findings.unsupported(
+            &spec.key("resolution"),
+            "requests to DYNAMIC_DNS hosts get 503",
+        );
         for (index, port) in ports.iter().enumerate() {
             let allowed = matches!(
                 port.protocol,
