@@ -19,9 +19,10 @@ use crate::{
         decision::{
             Action, Decision, Destination, Endpoints, Forward, Request, Route, Step, Traffic, Why,
         },
+        retry::RetryPolicy,
         service::EndpointAddress,
         table::{Objects, Role, Table},
-        virtual_service::{HeaderEdit, RetryPolicy},
+        virtual_service::{Abort, Fault, HeaderEdit, Share},
     },
     workload::Workload,
 };
@@ -352,6 +353,11 @@ fn render(
             }
         }
     }
+    if let Some(fault) = decision.before.as_ref().and_then(|b| b.fault.as_ref()) {
+        for (key, value) in injected(fault) {
+            set(key, value);
+        }
+    }
     if !decision.route_name.is_empty() {
         set("route_name", json!(decision.route_name.as_ref()));
     }
@@ -368,6 +374,31 @@ fn render(
         ),
     );
     Value::Object(out)
+}
+
+/// A fault: as the action when it hits every request, else beside the action.
+fn injected(fault: &Fault) -> Vec<(&'static str, Value)> {
+    let share = |share: Share| share.as_percent() / 100.0;
+    let delay = fault
+        .delay
+        .map(|(delay, hits)| json!({ "delay": duration(delay), "share": share(hits) }));
+    let abort = fault.abort.map(|(abort, hits)| {
+        let (name, status) = match abort {
+            Abort::Http(status) => ("status", status),
+            Abort::Grpc(status) => ("grpc_status", u16::from(status)),
+        };
+        (name, status, hits)
+    });
+    let mut out = Vec::new();
+    if let Some((name, status, Share::ALL)) = abort {
+        out.push(("action", json!("fault_abort")));
+        out.push((name, json!(status)));
+        out.push(("response_flag", json!("FI")));
+        out.push(("detail", json!("fault_filter_abort")));
+    }
+    let abort = abort.map(|(name, status, hits)| json!({ name: status, "share": share(hits) }));
+    out.push(("fault", json!({ "delay": delay, "abort": abort })));
+    out
 }
 
 fn forwarded(
@@ -401,7 +432,12 @@ fn forwarded(
     );
     set("load_balancer", json!("LEAST_REQUEST"));
     set("upstream_tls", Value::Null);
-    set("mirrors", json!([]));
+    let mirrors = route.mirrors.iter().map(|mirror| {
+        let mut shown = named(&mirror.destination);
+        shown["share"] = json!(mirror.share.as_percent() / 100.0);
+        shown
+    });
+    set("mirrors", mirrors.collect());
     match question.traffic {
         Traffic::Http { host, path, .. } => {
             let authority = forward.authority.as_deref().unwrap_or(host);
@@ -435,7 +471,7 @@ fn retries(policy: &RetryPolicy) -> Value {
     json!({
         "attempts": policy.attempts,
         "per_try_timeout": policy.per_try_timeout.map(duration),
-        "retry_on": policy.retry_on,
+        "retry_on": policy.retry_on.names().collect::<Vec<_>>(),
         "retriable_status_codes": policy.retriable_status_codes,
     })
 }

@@ -998,12 +998,8 @@ fn what_has_no_data_path_is_a_warning() {
     for (kind, spec, field) in [
         ("DestinationRule", "host: a.com".to_owned(), "spec"),
         ("Sidecar", "egress: [{hosts: ['./*', '~/*', '~x/*.a.com']}]".into(), "spec"),
-        ("VirtualService", http(&format!("{ROUTE}\nfault: {{abort: {{httpStatus: 500}}}}")), "spec.http[0].fault"),
-        ("VirtualService", http(&format!("{ROUTE}\nmirror: {{host: b.com}}")), "spec.http[0].mirror"),
-        ("VirtualService", http(&format!("{ROUTE}\nmirrors: [{{destination: {{host: b.com}}}}]")), "spec.http[0].mirrors[0]"),
-        ("VirtualService", http(&format!("{ROUTE}\ncorsPolicy: {{}}")), "spec.http[0].corsPolicy"),
         ("VirtualService", http("delegate: {name: x}"), "spec.http[0].delegate"),
-        ("VirtualService", http(&format!("{ROUTE}\nretries: {{attempts: 1, backoff: 1s}}")), "spec.http[0].retries.backoff"),
+        ("VirtualService", http(&format!("{ROUTE}\nretries: {{attempts: 1, retryRemoteLocalities: true}}")), "spec.http[0].retries.retryRemoteLocalities"),
         ("VirtualService", http(&format!("{ROUTE}\nheaders: {{request: {{set: {{a: '%REQ(b)%'}}}}}}")), "spec.http[0].headers.request.set.a"),
         ("VirtualService", http(&format!("{ROUTE}\nmatch: [{{statPrefix: x}}]")), "spec.http[0].match[0].statPrefix"),
         ("VirtualService", http(&format!("{ROUTE}\nmatch: [{{headers: {{'@request.auth.claims.a': {{exact: x}}}}}}]")), "spec.http[0].match[0].headers[\"@request.auth.claims.a\"]"),

@@ -22,7 +22,7 @@ use crate::{
     latest::Latest,
     routing::{
         decision::{Destination, Route},
-        virtual_service::RetryPolicy,
+        retry::{RetryCondition, RetryPolicy},
     },
     upstream::{
         connect::{Candidates, candidates, connect},
@@ -105,7 +105,7 @@ pub async fn send(
 ) -> Result<Answered, DataError> {
     let retries = target
         .retries
-        .filter(|policy| policy.retry_on.iter().any(|c| c == "connect-failure"))
+        .filter(|policy| policy.retry_on.contains(RetryCondition::ConnectFailure))
         .map_or(0, |policy| policy.attempts);
     let first = random() as usize % target.addresses.len();
     let mut tries = 0;

@@ -8,7 +8,7 @@ use super::{
     host,
     matching::StringMatch,
     rules::{CompiledAction, CompiledRule, CompiledService},
-    virtual_service::{HttpMatch, Redirect, Rewrite},
+    virtual_service::{HttpMatch, Redirect, RedirectPort, Rewrite},
 };
 
 /// Decides by the first rule of `rules` that matches; `None` when none does.
@@ -42,6 +42,7 @@ pub fn first_match<'r>(
             action: action(rule, block, request, draw, why),
             route_name: name.clone(),
             virtual_service: Some(service.name.clone()),
+            before: rule.before.clone(),
         });
     }
     None
@@ -122,7 +123,7 @@ fn action(
         }
         CompiledAction::Redirect(redirect, headers) => Action::Redirect {
             status: redirect.status,
-            location: location(redirect, block, scheme, host, path),
+            location: location(redirect, block, request.port, (scheme, host, path)),
             headers: headers.clone(),
         },
         CompiledAction::DirectResponse(status, body, headers) => Action::DirectResponse {
@@ -162,9 +163,8 @@ fn replace_matched(block: Option<&HttpMatch>, path: &str, new: &str) -> String {
 fn location(
     redirect: &Redirect,
     block: Option<&HttpMatch>,
-    scheme: &str,
-    sent_host: &str,
-    sent_path: &str,
+    request_port: u16,
+    (scheme, sent_host, sent_path): (&str, &str, &str),
 ) -> String {
     let new_scheme = redirect.scheme.as_deref().unwrap_or(scheme);
     let (path, query) = split_query(sent_path);
@@ -173,15 +173,22 @@ fn location(
         (None, Some(prefix)) => replace_matched(block, path, prefix),
         (None, None) => path.to_owned(),
     };
-    let authority = match (&redirect.authority, redirect.port, new_scheme == scheme) {
-        (Some(authority), _, _) => authority.clone(),
-        (None, None, true) => sent_host.to_owned(),
-        _ => host::normalize(sent_host).into_owned(),
+    let keeps_port = redirect.port == RedirectPort::Unchanged && new_scheme == scheme;
+    let authority = match &redirect.authority {
+        Some(authority) => authority.clone(),
+        None if keeps_port => sent_host.to_owned(),
+        None => host::normalize(sent_host).into_owned(),
     };
     let default = if new_scheme == "https" { 443 } else { 80 };
     let port = match redirect.port {
-        Some(port) if port != default => format!(":{port}"),
-        _ => String::new(),
+        RedirectPort::Unchanged | RedirectPort::ProtocolDefault => default,
+        RedirectPort::Fixed(port) => port,
+        RedirectPort::Request => request_port,
+    };
+    let port = if port == default {
+        String::new()
+    } else {
+        format!(":{port}")
     };
     format!("{new_scheme}://{authority}{port}{path}{query}")
 }

@@ -8,8 +8,9 @@
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
+    retry::RetryPolicy,
     service::{Protocol, Service},
-    virtual_service::{HeaderOperations, RetryPolicy},
+    virtual_service::{CorsPolicy, Fault, HeaderOperations, Share},
 };
 use crate::workload::Workload;
 
@@ -63,6 +64,17 @@ pub struct Decision {
     pub route_name: Arc<str>,
     /// The VirtualService that decided, as `ns/name`.
     pub virtual_service: Option<Arc<str>>,
+    /// What comes before the action; `None`: nothing.
+    pub before: Option<Arc<Before>>,
+}
+
+/// What an HTTP rule does before its action, whatever that is.
+#[derive(Debug)]
+pub struct Before {
+    /// `corsPolicy`: preflights are answered here. First.
+    pub cors: Option<CorsPolicy>,
+    /// `fault`. Second.
+    pub fault: Option<Fault>,
 }
 
 /// What a decision demands.
@@ -151,6 +163,17 @@ pub struct Route {
     pub retries: Option<RetryPolicy>,
     /// Rule-level header edits; applied before the destination's.
     pub headers: HeaderOperations,
+    /// Copies that are sent elsewhere.
+    pub mirrors: Vec<MirrorTo>,
+}
+
+/// Where copies of requests go.
+#[derive(Debug)]
+pub struct MirrorTo {
+    /// The destination; [`Endpoints::Missing`] gets nothing.
+    pub destination: Arc<Destination>,
+    /// How many requests are copied.
+    pub share: Share,
 }
 
 /// One destination with its share.
@@ -180,10 +203,23 @@ pub struct Destination {
     pub service: Option<Arc<Service>>,
     /// Protocol of the service port.
     pub protocol: Protocol,
+    /// What HTTP requests are sent as.
+    pub http: UpstreamHttp,
     /// How endpoints are found.
     pub endpoints: Endpoints,
     /// Time for one TCP connect (Istio default 10 s).
     pub connect_timeout: Duration,
+}
+
+/// The HTTP version towards a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamHttp {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// The version that the client speaks (ports without declared protocol, `useClientProtocol`).
+    AsClient,
 }
 
 /// Where a destination's connections go.

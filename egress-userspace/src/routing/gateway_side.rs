@@ -187,6 +187,7 @@ impl GatewaySide {
             action: Action::Close,
             route_name: no_name(),
             virtual_service: None,
+            before: None,
         };
         let tls = matches!(request.traffic, Traffic::Tls { .. });
         let name = sni.map(host::normalize);
@@ -214,6 +215,7 @@ impl GatewaySide {
                     action: forward(rule.route.on(request.port), draw, (None, None), why),
                     route_name: no_name(),
                     virtual_service: Some(service.name.clone()),
+                    before: None,
                 };
             }
         }

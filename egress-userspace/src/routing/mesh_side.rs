@@ -15,10 +15,11 @@ use super::{
     gateway::GatewayName,
     host::{self, HostMap, HostPattern},
     registry::{Registry, ServiceAt},
+    retry::RetryPolicy,
     rules::{CompiledService, Compiler, For},
     service::{Protocol, Service},
     table::{Objects, OutboundPolicy},
-    virtual_service::{HeaderOperations, RetryPolicy},
+    virtual_service::HeaderOperations,
 };
 
 /// The port on which a VirtualService applies to a host that no service registers (row 5.9).
@@ -280,6 +281,7 @@ impl MeshSide {
             action,
             route_name: NAME.get_or_init(|| "default".into()).clone(),
             virtual_service: None,
+            before: None,
         }
     }
 
@@ -294,6 +296,7 @@ impl MeshSide {
             action: forward(route, draw, (None, None), why),
             route_name: no_name(),
             virtual_service: vs.map(|vs| vs.name.clone()),
+            before: None,
         }
     }
 
@@ -328,6 +331,7 @@ impl MeshSide {
             action,
             route_name,
             virtual_service: None,
+            before: None,
         }
     }
 }
@@ -358,6 +362,7 @@ fn default_route(
         timeout: None,
         retries,
         headers: HeaderOperations::default(),
+        mirrors: Vec::new(),
     })
 }
 
@@ -379,6 +384,7 @@ pub fn no_route(virtual_service: Option<Arc<str>>) -> Decision {
         action: Action::NoRoute,
         route_name: no_name(),
         virtual_service,
+        before: None,
     }
 }
 

@@ -14,6 +14,7 @@ pub mod host;
 pub mod matching;
 mod mesh_side;
 pub mod registry;
+pub mod retry;
 pub mod rules;
 pub mod service;
 pub mod table;

@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    decision::{Destination, EndpointTarget, Endpoints},
+    decision::{Destination, EndpointTarget, Endpoints, UpstreamHttp},
     host::{HostMap, HostPattern},
     service::{EndpointAddress, ExportTo, Protocol, Resolution, Service, ServicePort},
     table::MeshDefaults,
@@ -196,6 +196,7 @@ impl Registry {
                 cluster: cluster_name(number, subset.unwrap_or_default(), host),
                 service: None,
                 protocol: Protocol::Auto,
+                http: UpstreamHttp::Http1,
                 endpoints: Endpoints::Missing,
                 connect_timeout: self.connect_timeout,
             },
@@ -212,9 +213,19 @@ impl Registry {
             subset: String::new(),
             service: Some(service.clone()),
             protocol: port.protocol,
+            http: upstream_http(port.protocol),
             endpoints: endpoints(service, port),
             connect_timeout: self.connect_timeout,
         }
+    }
+}
+
+/// Row 2.5: HTTP2 and gRPC force HTTP/2, an undeclared port keeps the client's version.
+fn upstream_http(protocol: Protocol) -> UpstreamHttp {
+    match protocol {
+        Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => UpstreamHttp::Http2,
+        Protocol::Auto => UpstreamHttp::AsClient,
+        _ => UpstreamHttp::Http1,
     }
 }
 

@@ -9,34 +9,18 @@ use std::{
 };
 
 use super::{
-    decision::{Destination, Request, Route, Traffic, WeightedDestination},
+    decision::{Before, Destination, MirrorTo, Request, Route, Traffic, WeightedDestination},
     gateway::GatewayName,
     matching::StringMatch,
     registry::Registry,
+    retry::{RetryOn, RetryPolicy},
     service::Origin,
     table::MeshDefaults,
     virtual_service::{
-        HeaderOperations, HttpAction, HttpMatch, HttpRule, Redirect, RetryPolicy, RouteDestination,
+        HeaderOperations, HttpAction, HttpMatch, HttpRule, Mirror, Redirect, RouteDestination,
         TcpMatch, TcpRule, VirtualService,
     },
 };
-
-/// Istio's default retries (row 5b.11).
-pub fn default_retries() -> RetryPolicy {
-    RetryPolicy {
-        attempts: 2,
-        per_try_timeout: None,
-        retry_on: [
-            "connect-failure",
-            "refused-stream",
-            "unavailable",
-            "cancelled",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        retriable_status_codes: Vec::new(),
-    }
-}
 
 /// A VirtualService compiled for one proxy.
 #[derive(Debug)]
@@ -62,6 +46,8 @@ pub struct CompiledRule {
     pub rule: HttpRule,
     /// One for each match block, or one when there is none: Istio's route name (row 5a.10).
     names: Vec<Arc<str>>,
+    /// What comes before the action.
+    pub before: Option<Arc<Before>>,
     /// What to do.
     pub action: CompiledAction,
     /// Conditions hold for every request (row 5.7).
@@ -147,6 +133,7 @@ impl<'a> Compiler<'a> {
             http.push(CompiledRule {
                 index,
                 names: route_names(&rule),
+                before: before(&rule),
                 action: self.action(&rule, origin),
                 rule,
                 catch_all,
@@ -181,12 +168,15 @@ impl<'a> Compiler<'a> {
             if matches.is_empty() && !rule.matches.is_empty() {
                 continue;
             }
-            let route = self.route(&rule.route, origin, |destinations, total_weight| Route {
-                destinations,
-                total_weight,
-                timeout: None,
-                retries: None,
-                headers: HeaderOperations::default(),
+            let route = self.route(&rule.route, &[], origin, |destinations, _, total_weight| {
+                Route {
+                    destinations,
+                    total_weight,
+                    timeout: None,
+                    retries: None,
+                    headers: HeaderOperations::default(),
+                    mirrors: Vec::new(),
+                }
             });
             compiled.push(CompiledTcpRule {
                 index,
@@ -201,15 +191,15 @@ impl<'a> Compiler<'a> {
         match &rule.action {
             HttpAction::Route(destinations) => {
                 let retries = self.retries(rule.retries.as_ref());
-                CompiledAction::Route(self.route(destinations, origin, |destinations, total| {
-                    Route {
-                        destinations,
-                        total_weight: total,
-                        timeout: rule.timeout,
-                        retries: retries.clone(),
-                        headers: rule.headers.clone(),
-                    }
-                }))
+                let make = |destinations, mirrors, total_weight| Route {
+                    destinations,
+                    total_weight,
+                    timeout: rule.timeout,
+                    retries: retries.clone(),
+                    headers: rule.headers.clone(),
+                    mirrors,
+                };
+                CompiledAction::Route(self.route(destinations, &rule.mirrors, origin, make))
             }
             HttpAction::Redirect(redirect) => {
                 CompiledAction::Redirect(redirect.clone(), Arc::new(rule.headers.clone()))
@@ -227,9 +217,9 @@ impl<'a> Compiler<'a> {
         let mut policy = rule
             .or(self.mesh.retries.as_ref())
             .cloned()
-            .unwrap_or_else(default_retries);
+            .unwrap_or_default();
         if policy.retry_on.is_empty() && policy.retriable_status_codes.is_empty() {
-            policy.retry_on = default_retries().retry_on;
+            policy.retry_on = RetryOn::DEFAULT;
         }
         (policy.attempts > 0).then_some(policy)
     }
@@ -238,10 +228,12 @@ impl<'a> Compiler<'a> {
     fn route(
         &mut self,
         written: &[RouteDestination],
+        mirrors: &[Mirror],
         origin: &Origin,
-        make: impl Fn(Vec<WeightedDestination>, u32) -> Route,
+        make: impl Fn(Vec<WeightedDestination>, Vec<MirrorTo>, u32) -> Route,
     ) -> RouteByPort {
-        let ports = self.open_ports(written);
+        let all = || written.iter().chain(mirrors.iter().map(|m| &m.destination));
+        let ports = self.open_ports(all());
         let on = |compiler: &mut Self, port: u16| {
             let single = written.len() == 1;
             let destinations: Vec<_> = written
@@ -252,8 +244,15 @@ impl<'a> Compiler<'a> {
                     headers: d.headers.clone(),
                 })
                 .collect();
+            let mirrors = mirrors
+                .iter()
+                .map(|m| MirrorTo {
+                    destination: compiler.destination(&m.destination, port, &origin.namespace),
+                    share: m.share,
+                })
+                .collect();
             let total = destinations.iter().map(|d| d.weight).sum();
-            Arc::new(make(destinations, total))
+            Arc::new(make(destinations, mirrors, total))
         };
         if ports.is_empty() {
             RouteByPort::Same(on(self, 0))
@@ -267,9 +266,8 @@ impl<'a> Compiler<'a> {
     }
 
     /// Listener ports that a destination without port may follow; empty when all are settled.
-    fn open_ports(&self, written: &[RouteDestination]) -> Vec<u16> {
+    fn open_ports<'w>(&self, written: impl Iterator<Item = &'w RouteDestination>) -> Vec<u16> {
         let mut ports: Vec<u16> = written
-            .iter()
             .filter(|d| d.port.is_none())
             .flat_map(|d| self.registry.ports_of(&d.host))
             .collect();
@@ -377,6 +375,11 @@ fn bound_rule(rule: &HttpRule, proxy: For<'_>) -> Option<HttpRule> {
         matches,
         ..rule.clone()
     })
+}
+
+fn before(rule: &HttpRule) -> Option<Arc<Before>> {
+    let (cors, fault) = (rule.cors.clone(), rule.fault.clone());
+    (cors.is_some() || fault.is_some()).then(|| Arc::new(Before { cors, fault }))
 }
 
 fn plays(gateways: &[GatewayName], proxy: For<'_>) -> bool {

@@ -9,8 +9,9 @@ use super::{
     gateway_side::{GatewayProxy, GatewaySide},
     mesh_side::MeshSide,
     registry::Registry,
+    retry::RetryPolicy,
     service::{Protocol, Service},
-    virtual_service::{RetryPolicy, VirtualService},
+    virtual_service::VirtualService,
 };
 
 /// All valid objects of a snapshot, in Istio's order (creation time, then name, then namespace).

@@ -9,6 +9,7 @@ use super::{
     gateway::GatewayName,
     host::HostPattern,
     matching::StringMatch,
+    retry::RetryPolicy,
     service::{ExportTo, Origin},
 };
 
@@ -48,6 +49,12 @@ pub struct HttpRule {
     pub retries: Option<RetryPolicy>,
     /// `headers` of the rule.
     pub headers: HeaderOperations,
+    /// `fault`.
+    pub fault: Option<Fault>,
+    /// `mirror` and `mirrors`.
+    pub mirrors: Vec<Mirror>,
+    /// `corsPolicy`.
+    pub cors: Option<CorsPolicy>,
 }
 
 /// HTTPMatchRequest. Conditions are AND-ed; an absent condition matches.
@@ -134,23 +141,97 @@ pub struct Redirect {
     pub authority: Option<String>,
     /// Replaces the scheme.
     pub scheme: Option<String>,
-    /// Replaces the port.
-    pub port: Option<u16>,
+    /// The port of the Location.
+    pub port: RedirectPort,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
 }
 
-/// HTTPRetry, checked.
+/// Where the port of a redirect comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RedirectPort {
+    /// As sent in Host; left out when authority or scheme are replaced.
+    #[default]
+    Unchanged,
+    /// `port`.
+    Fixed(u16),
+    /// `derivePort: FROM_PROTOCOL_DEFAULT`.
+    ProtocolDefault,
+    /// `derivePort: FROM_REQUEST_PORT`: the port that the request came to.
+    Request,
+}
+
+/// A share of requests, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(u32);
+
+impl Share {
+    /// Every request.
+    pub const ALL: Self = Self(1_000_000);
+    /// No request.
+    pub const NONE: Self = Self(0);
+
+    /// From per cent; outside 0..=100 the nearest bound.
+    pub fn percent(value: f64) -> Self {
+        // In range: at most a million.
+        Self((value.clamp(0.0, 100.0) * 10_000.0).round() as u32)
+    }
+
+    /// Whether a request falls into the share; `draw` is uniform over `u32`.
+    pub fn includes(self, draw: u32) -> bool {
+        u64::from(draw) * 1_000_000 < u64::from(self.0) << 32
+    }
+
+    /// In per cent.
+    pub fn as_percent(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+}
+
+/// HTTPFaultInjection.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RetryPolicy {
-    /// Retries after the first try; 0 disables.
-    pub attempts: u32,
-    /// `None`: the route's timeout.
-    pub per_try_timeout: Option<Duration>,
-    /// Envoy conditions, in the order written.
-    pub retry_on: Vec<String>,
-    /// Status codes named in `retryOn`.
-    pub retriable_status_codes: Vec<u16>,
+pub struct Fault {
+    /// Wait before the request goes on.
+    pub delay: Option<(Duration, Share)>,
+    /// Answer instead of the upstream.
+    pub abort: Option<(Abort, Share)>,
+}
+
+/// HTTPFaultInjection.Abort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abort {
+    /// An HTTP status.
+    Http(u16),
+    /// A gRPC status.
+    Grpc(u8),
+}
+
+/// HTTPMirrorPolicy.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    /// Where the copy goes; weight and headers unused.
+    pub destination: RouteDestination,
+    /// How many requests are copied.
+    pub share: Share,
+}
+
+/// CorsPolicy.
+#[derive(Debug, Clone)]
+pub struct CorsPolicy {
+    /// Origins that are answered.
+    pub allow_origins: Vec<StringMatch>,
+    /// `access-control-allow-methods`, joined.
+    pub allow_methods: Option<http::HeaderValue>,
+    /// `access-control-allow-headers`, joined.
+    pub allow_headers: Option<http::HeaderValue>,
+    /// `access-control-expose-headers`, joined.
+    pub expose_headers: Option<http::HeaderValue>,
+    /// `access-control-max-age`, seconds.
+    pub max_age: Option<http::HeaderValue>,
+    /// `access-control-allow-credentials: true`.
+    pub allow_credentials: bool,
+    /// Preflights from other origins go to the upstream (`unmatchedPreflights: FORWARD`).
+    pub forward_unmatched: bool,
 }
 
 /// Headers.HeaderOperations for both directions, in order set, add, remove.

@@ -13,9 +13,10 @@ use crate::{
     },
     routing::{
         matching::StringMatch,
+        retry::{RetryCondition, RetryOn, RetryPolicy},
         virtual_service::{
-            HeaderOperations, HttpAction, HttpMatch, HttpRule, Redirect, RetryPolicy, Rewrite,
-            RouteDestination,
+            Abort, CorsPolicy, Fault, HeaderOperations, HttpAction, HttpMatch, HttpRule, Mirror,
+            Redirect, RedirectPort, Rewrite, RouteDestination, Share,
         },
     },
 };
@@ -24,24 +25,25 @@ use crate::{
 const BODY_LIMIT: usize = 1_000_000;
 /// istio: a body above this is warned about, bytes.
 const BODY_WARNING: usize = 100_000;
-/// Conditions of `retryOn` (Envoy `x-envoy-retry-on` and `x-envoy-retry-grpc-on`).
-const RETRY_CONDITIONS: [&str; 16] = [
-    "5xx",
-    "gateway-error",
-    "reset",
-    "reset-before-request",
-    "connect-failure",
-    "retriable-4xx",
-    "refused-stream",
-    "retriable-status-codes",
-    "retriable-headers",
-    "envoy-ratelimited",
-    "http3-post-connect-failure",
-    "cancelled",
-    "deadline-exceeded",
-    "internal",
-    "resource-exhausted",
-    "unavailable",
+/// gRPC status codes by name, in the order of their numbers (gRPC `statuscodes.md`).
+const GRPC_STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
 ];
 
 /// One rule; `None` when its action is wrong.
@@ -62,7 +64,15 @@ pub(super) fn rule(
         .retries
         .as_ref()
         .map(|raw| retries(raw, &path.key("retries"), findings));
-    without_data_path(raw, scope, path, findings);
+    let fault = raw
+        .fault
+        .as_ref()
+        .map(|raw| fault(raw, &path.key("fault"), findings));
+    let mirrors = mirrors(raw, scope, path, findings);
+    let cors = raw
+        .cors_policy
+        .as_ref()
+        .map(|raw| cors(raw, &path.key("corsPolicy"), findings));
     let action = action(raw, &matches, scope, path, findings)?;
     Some(HttpRule {
         name: raw.name.clone(),
@@ -72,6 +82,9 @@ pub(super) fn rule(
         timeout,
         retries,
         headers,
+        fault,
+        mirrors,
+        cors,
     })
 }
 
@@ -220,32 +233,19 @@ fn redirect_port(
     raw: &istio::HttpRedirect,
     path: &FieldPath<'_>,
     findings: &mut Findings,
-) -> Option<u16> {
-    let derive_path = path.key("derivePort");
+) -> RedirectPort {
     match (raw.port, raw.derive_port) {
         (Some(_), Some(_)) => {
-            findings.error(&derive_path, "excludes `port`; give one of them");
-            None
+            findings.error(&path.key("derivePort"), "excludes `port`; give one of them");
+            RedirectPort::Unchanged
         }
-        (Some(port), None) => names::port(port, &path.key("port"), findings),
+        (Some(port), None) => names::port(port, &path.key("port"), findings)
+            .map_or(RedirectPort::Unchanged, RedirectPort::Fixed),
         (None, Some(istio::RedirectPortSelection::FromProtocolDefault)) => {
-            match raw.scheme.as_str() {
-                "http" => Some(80),
-                "https" => Some(443),
-                _ => {
-                    findings.unsupported(
-                        &derive_path,
-                        "FROM_PROTOCOL_DEFAULT without `scheme`; the port stays as requested",
-                    );
-                    None
-                }
-            }
+            RedirectPort::ProtocolDefault
         }
-        (None, Some(istio::RedirectPortSelection::FromRequestPort)) => {
-            findings.unsupported(&derive_path, "FROM_REQUEST_PORT; the authority decides");
-            None
-        }
-        (None, None) => None,
+        (None, Some(istio::RedirectPortSelection::FromRequestPort)) => RedirectPort::Request,
+        (None, None) => RedirectPort::Unchanged,
     }
 }
 
@@ -397,59 +397,44 @@ pub(in crate::config) fn retries(
         retry_conditions(&raw.retry_on, &path.key("retryOn"), findings);
     let per_try_timeout =
         names::duration(raw.per_try_timeout, &path.key("perTryTimeout"), findings);
-    if per_try_timeout.is_some() {
-        findings.unsupported(
-            &path.key("perTryTimeout"),
-            "only the route's timeout limits a try",
-        );
-    }
-    // The default conditions are the ones whose request surely was not processed; of them only a
-    // failed connect can happen before HTTP/2 is spoken to upstreams.
-    let quiet = |c: &String| !DEFAULT_RETRY_CONDITIONS.contains(&c.as_str());
-    if retry_on.iter().any(quiet) || !retriable_status_codes.is_empty() {
-        findings.unsupported(&path.key("retryOn"), "only failed connects are retried");
-    }
-    if names::duration(raw.backoff, &path.key("backoff"), findings).is_some() {
-        findings.unsupported(&path.key("backoff"), "the default of 25ms applies");
-    }
-    for (name, given) in [
-        ("retryRemoteLocalities", raw.retry_remote_localities),
-        ("retryIgnorePreviousHosts", raw.retry_ignore_previous_hosts),
-    ] {
-        if given.is_some() {
-            findings.unsupported(&path.key(name), "it has no effect");
-        }
+    let backoff = names::duration(raw.backoff, &path.key("backoff"), findings);
+    if raw.retry_remote_localities == Some(true) {
+        let path = path.key("retryRemoteLocalities");
+        findings.unsupported(&path, "localities are not told apart");
     }
     RetryPolicy {
         attempts,
         per_try_timeout,
         retry_on,
         retriable_status_codes,
+        backoff: backoff.unwrap_or(RetryPolicy::BACKOFF),
+        ignore_previous_hosts: raw.retry_ignore_previous_hosts.unwrap_or(true),
     }
 }
-
-/// Istio's default conditions.
-const DEFAULT_RETRY_CONDITIONS: [&str; 4] = [
-    "connect-failure",
-    "refused-stream",
-    "unavailable",
-    "cancelled",
-];
 
 fn retry_conditions(
     written: &str,
     path: &FieldPath<'_>,
     findings: &mut Findings,
-) -> (Vec<String>, Vec<u16>) {
-    let mut conditions = Vec::new();
+) -> (RetryOn, Vec<u16>) {
+    let mut conditions = RetryOn::default();
     let mut codes = Vec::new();
     if written.is_empty() {
         return (conditions, codes);
     }
     for token in written.split(',') {
-        if RETRY_CONDITIONS.contains(&token) {
-            conditions.push(token.to_owned());
+        if let Ok(condition) = token.parse::<RetryCondition>() {
+            conditions.insert(condition);
+            if matches!(
+                condition,
+                RetryCondition::RetriableHeaders
+                    | RetryCondition::EnvoyRatelimited
+                    | RetryCondition::Http3PostConnectFailure
+            ) {
+                findings.unsupported(path, &format!("`{token}` never holds"));
+            }
         } else if let Some(code) = token.parse().ok().filter(|c| (100..=599).contains(c)) {
+            conditions.insert(RetryCondition::RetriableStatusCodes);
             codes.push(code);
         } else {
             findings.error(
@@ -461,101 +446,119 @@ fn retry_conditions(
     (conditions, codes)
 }
 
-/// Fields that are checked here and carried out by a later version.
-fn without_data_path(
-    raw: &HttpRoute,
-    scope: &Scope<'_>,
-    path: &FieldPath<'_>,
-    findings: &mut Findings,
-) {
-    if let Some(fault) = &raw.fault {
-        let path = path.key("fault");
-        check_fault(fault, &path, findings);
-        findings.unsupported(&path, "no fault is injected");
-    }
-    check_mirrors(raw, scope, path, findings);
-    if let Some(cors) = &raw.cors_policy {
-        let path = path.key("corsPolicy");
-        for (index, origin) in cors.allow_origins.iter().enumerate() {
-            let path = path.key("allowOrigins");
-            strings::string_match(origin, strings::Place::Value, &path.index(index), findings);
-        }
-        if cors.max_age.is_some_and(|age| age.0.subsec_nanos() != 0) {
-            findings.error(&path.key("maxAge"), "must be a whole number of seconds");
-        }
-        findings.unsupported(&path, "CORS requests pass to the upstream");
-    }
-}
-
-fn check_fault(fault: &istio::HttpFaultInjection, path: &FieldPath<'_>, findings: &mut Findings) {
-    if fault.delay.is_none() && fault.abort.is_none() {
+fn fault(raw: &istio::HttpFaultInjection, path: &FieldPath<'_>, findings: &mut Findings) -> Fault {
+    if raw.delay.is_none() && raw.abort.is_none() {
         findings.error(path, "give `delay` or `abort`");
     }
-    if let Some(delay) = &fault.delay {
-        let path = path.key("delay");
-        names::duration(delay.fixed_delay, &path.key("fixedDelay"), findings);
-        if delay.fixed_delay.is_none() {
-            findings.error(&path, "give `fixedDelay`");
-        }
-        if delay.exponential_delay.is_some() {
-            findings.error(
-                &path.key("exponentialDelay"),
-                "is not supported by Istio either",
-            );
-        }
-        if !(0..=100).contains(&delay.percent) {
-            findings.error(&path.key("percent"), "must be in the range 0..100");
-        }
-        check_percent(delay.percentage, &path.key("percentage"), findings);
+    let delay = raw
+        .delay
+        .as_ref()
+        .and_then(|raw| delay(raw, &path.key("delay"), findings));
+    let abort = raw
+        .abort
+        .as_ref()
+        .and_then(|raw| abort(raw, &path.key("abort"), findings));
+    Fault { delay, abort }
+}
+
+fn delay(
+    raw: &istio::FaultDelay,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<(std::time::Duration, Share)> {
+    let fixed = names::duration(raw.fixed_delay, &path.key("fixedDelay"), findings);
+    if raw.fixed_delay.is_none() {
+        findings.error(path, "give `fixedDelay`");
     }
-    if let Some(abort) = &fault.abort {
-        let path = path.key("abort");
-        if abort.http_status.is_some_and(|s| !(200..=599).contains(&s)) {
-            findings.error(&path.key("httpStatus"), "must be in the range 200..599");
+    if raw.exponential_delay.is_some() {
+        let path = path.key("exponentialDelay");
+        findings.error(&path, "is not supported by Istio either");
+    }
+    let percent_path = path.key("percent");
+    if !(0..=100).contains(&raw.percent) {
+        findings.error(&percent_path, "must be in the range 0..100");
+    } else if raw.percent != 0 {
+        findings.warning(&percent_path, "is deprecated; use percentage");
+    }
+    let path = path.key("percentage");
+    let share = match raw.percentage {
+        None => Share::percent(f64::from(raw.percent)),
+        given => share(given, &path, findings),
+    };
+    warn_never(share, &path, findings);
+    fixed.map(|fixed| (fixed, share))
+}
+
+fn abort(
+    raw: &istio::FaultAbort,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<(Abort, Share)> {
+    if raw.http2_error.is_some() {
+        findings.error(&path.key("http2Error"), "is not supported by Istio either");
+    }
+    let share = share(raw.percentage, &path.key("percentage"), findings);
+    warn_never(share, &path.key("percentage"), findings);
+    let abort = match (raw.http_status, &raw.grpc_status) {
+        (Some(status), None) => match u16::try_from(status) {
+            Ok(status @ 200..=599) => Some(Abort::Http(status)),
+            _ => {
+                findings.error(&path.key("httpStatus"), "must be in the range 200..599");
+                None
+            }
+        },
+        (None, Some(name)) => {
+            let status = GRPC_STATUSES
+                .iter()
+                .zip(0..)
+                .find(|(known, _)| *known == name);
+            if status.is_none() {
+                let message = format!("`{name}` is no gRPC status, such as UNAVAILABLE");
+                findings.error(&path.key("grpcStatus"), message);
+            }
+            status.map(|(_, number)| Abort::Grpc(number))
         }
-        if abort.http2_error.is_some() {
-            findings.error(&path.key("http2Error"), "is not supported by Istio either");
+        _ => {
+            findings.error(path, "give one of `httpStatus` and `grpcStatus`");
+            None
         }
-        if abort.http_status.is_some() == abort.grpc_status.is_some() {
-            findings.error(&path, "give one of `httpStatus` and `grpcStatus`");
-        }
-        check_percent(abort.percentage, &path.key("percentage"), findings);
+    };
+    abort.map(|abort| (abort, share))
+}
+
+/// Row 5b.12: without a percentage a fault is never injected.
+fn warn_never(share: Share, path: &FieldPath<'_>, findings: &mut Findings) {
+    if share == Share::NONE {
+        findings.warning(path, "is 0 or left out: the fault is never injected");
     }
 }
 
-fn check_percent(percent: Option<Percent>, path: &FieldPath<'_>, findings: &mut Findings) {
-    let valid = percent.is_none_or(|p| p.value == 0.0 || (0.0001..=100.0).contains(&p.value));
-    if !valid {
+/// A Percent; 0 when it is left out.
+fn share(percent: Option<Percent>, path: &FieldPath<'_>, findings: &mut Findings) -> Share {
+    let Some(percent) = percent else {
+        return Share::NONE;
+    };
+    if percent.value != 0.0 && !(0.0001..=100.0).contains(&percent.value) {
         findings.error(&path.key("value"), "must be 0 or in the range 0.0001..100");
     }
+    Share::percent(percent.value)
 }
 
-fn check_mirrors(
+fn mirrors(
     raw: &HttpRoute,
     scope: &Scope<'_>,
     path: &FieldPath<'_>,
     findings: &mut Findings,
-) {
+) -> Vec<Mirror> {
     let mirrors_path = path.key("mirrors");
-    if let Some(mirror) = &raw.mirror {
-        let path = path.key("mirror");
-        if !raw.mirrors.is_empty() {
-            findings.error(&mirrors_path, "excludes `mirror`; give one of them");
+    let mut mirrors = Vec::new();
+    let single_share = match (raw.mirror_percentage, raw.mirror_percent) {
+        (Some(percentage), _) => {
+            let path = path.key("mirrorPercentage");
+            Some(share(Some(percentage), &path, findings))
         }
-        check_destination(mirror, scope, &path, findings);
-        findings.unsupported(&path, "requests are not mirrored");
-    }
-    for (index, mirror) in raw.mirrors.iter().enumerate() {
-        let path = mirrors_path.index(index);
-        match &mirror.destination {
-            Some(to) => {
-                check_destination(to, scope, &path.key("destination"), findings);
-            }
-            None => findings.error(&path.key("destination"), "a destination is required"),
-        }
-        check_percent(mirror.percentage, &path.key("percentage"), findings);
-        findings.unsupported(&path, "requests are not mirrored");
-    }
+        (None, percent) => percent.map(|percent| Share::percent(f64::from(percent))),
+    };
     if let Some(percent) = raw.mirror_percent {
         let path = path.key("mirrorPercent");
         if percent > 100 {
@@ -563,11 +566,75 @@ fn check_mirrors(
         }
         findings.warning(&path, "is deprecated; use mirrorPercentage");
     }
-    check_percent(
-        raw.mirror_percentage,
-        &path.key("mirrorPercentage"),
-        findings,
-    );
+    if let Some(mirror) = &raw.mirror {
+        if !raw.mirrors.is_empty() {
+            findings.error(&mirrors_path, "excludes `mirror`; give one of them");
+        }
+        let found = check_destination(mirror, scope, &path.key("mirror"), findings);
+        mirrors.extend(found.map(|(host, port)| Mirror {
+            destination: RouteDestination {
+                host,
+                port,
+                subset: (!mirror.subset.is_empty()).then(|| mirror.subset.clone()),
+                weight: 0,
+                headers: HeaderOperations::default(),
+            },
+            share: single_share.unwrap_or(Share::ALL),
+        }));
+    }
+    for (index, mirror) in raw.mirrors.iter().enumerate() {
+        let path = mirrors_path.index(index);
+        let given = mirror
+            .percentage
+            .map(|percentage| share(Some(percentage), &path.key("percentage"), findings));
+        let (to, headers) = (mirror.destination.as_ref(), HeaderOperations::default());
+        let to = destination(to, 0, headers, scope, &path, findings);
+        mirrors.extend(to.map(|destination| Mirror {
+            destination,
+            share: given.unwrap_or(Share::ALL),
+        }));
+    }
+    mirrors
+}
+
+fn cors(raw: &istio::CorsPolicy, path: &FieldPath<'_>, findings: &mut Findings) -> CorsPolicy {
+    let mut allow_origins = Vec::with_capacity(raw.allow_origins.len() + raw.allow_origin.len());
+    for (index, origin) in raw.allow_origins.iter().enumerate() {
+        let path = path.key("allowOrigins");
+        let condition =
+            strings::string_match(origin, strings::Place::Value, &path.index(index), findings);
+        allow_origins.extend(condition);
+    }
+    if !raw.allow_origin.is_empty() {
+        findings.warning(&path.key("allowOrigin"), "is deprecated; use allowOrigins");
+        // `*` in the old field is any origin.
+        allow_origins.extend(raw.allow_origin.iter().map(|origin| match origin.as_str() {
+            "*" => StringMatch::Present,
+            exact => StringMatch::Exact(exact.to_owned()),
+        }));
+    }
+    if raw.max_age.is_some_and(|age| age.0.subsec_nanos() != 0) {
+        findings.error(&path.key("maxAge"), "must be a whole number of seconds");
+    }
+    let mut joined = |list: &[String], name: &str| {
+        if list.is_empty() {
+            return None;
+        }
+        let value = http::HeaderValue::try_from(list.join(","));
+        if value.is_err() {
+            findings.error(&path.key(name), "cannot be the value of a header");
+        }
+        value.ok()
+    };
+    CorsPolicy {
+        allow_origins,
+        allow_methods: joined(&raw.allow_methods, "allowMethods"),
+        allow_headers: joined(&raw.allow_headers, "allowHeaders"),
+        expose_headers: joined(&raw.expose_headers, "exposeHeaders"),
+        max_age: raw.max_age.map(|age| age.0.as_secs().into()),
+        allow_credentials: raw.allow_credentials.unwrap_or(false),
+        forward_unmatched: raw.unmatched_preflights != Some(istio::UnmatchedPreflights::Ignore),
+    }
 }
 
 /// RFC 4648 base64, standard alphabet, padded.

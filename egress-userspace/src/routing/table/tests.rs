@@ -12,8 +12,8 @@ use crate::{
         matching::StringMatch,
         service::{Endpoint, EndpointAddress, ExportTo, Location, Origin, Resolution, ServicePort},
         virtual_service::{
-            HeaderOperations, HttpAction, HttpMatch, HttpRule, Redirect, Rewrite, RouteDestination,
-            TcpMatch, TcpRule,
+            HeaderOperations, HttpAction, HttpMatch, HttpRule, Redirect, RedirectPort, Rewrite,
+            RouteDestination, TcpMatch, TcpRule,
         },
     },
     workload::Workload,
@@ -78,6 +78,9 @@ fn rule(matches: Vec<HttpMatch>, action: HttpAction) -> HttpRule {
         timeout: None,
         retries: None,
         headers: HeaderOperations::default(),
+        fault: None,
+        mirrors: Vec::new(),
+        cors: None,
     }
 }
 
@@ -842,7 +845,7 @@ fn actions() {
             prefix_rewrite: None,
             authority: None,
             scheme: None,
-            port: None,
+            port: RedirectPort::Unchanged,
             status: 301,
         };
         change(&mut redirect);
@@ -897,10 +900,25 @@ fn actions() {
             "5b.5 default port",
             redirect(&|r| {
                 r.scheme = Some("https".into());
-                r.port = Some(443);
+                r.port = RedirectPort::Fixed(443);
             }),
             "/a",
             "301 https://h.com/a",
+        ),
+        (
+            "5b.5 FROM_PROTOCOL_DEFAULT",
+            redirect(&|r| r.port = RedirectPort::ProtocolDefault),
+            "/a",
+            "301 http://h.com/a",
+        ),
+        (
+            "5b.5 FROM_REQUEST_PORT",
+            redirect(&|r| {
+                r.authority = Some("n.com".into());
+                r.port = RedirectPort::Request;
+            }),
+            "/a",
+            "301 http://n.com:8080/a",
         ),
         (
             "5b.5 authority",
