@@ -26,7 +26,9 @@ use crate::{
         problem::{Problem, Severity},
         snapshot::Snapshot,
     },
-    proxy::access_log::{AccessLog, AccessRecord, Destination, Format, HttpRecord, TrafficLabels},
+    proxy::access_log::{
+        AccessLog, AccessRecord, Destination, Format, HttpRecord, ResponseFlags, TrafficLabels,
+    },
     routing::{
         host::HostPattern,
         service::{ExportTo, Location, Origin, Protocol, Resolution, Service, ServicePort},
@@ -178,9 +180,10 @@ fn record(source: &Workload) -> AccessRecord<'_> {
             x_forwarded_for: None,
             request_id: None,
             grpc: false,
+            grpc_status: None,
         }),
         response_code: 200,
-        response_flag: None,
+        response_flags: ResponseFlags::NONE,
         details: "via_upstream".into(),
         termination_details: "".into(),
         transport_failure: "".into(),

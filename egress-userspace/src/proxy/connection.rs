@@ -10,9 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -40,6 +43,21 @@ const DETECT_LIMIT: Duration = Duration::from_millis(100);
 /// idle timeout: 1 h).
 const HEAD_LIMIT: Duration = Duration::from_secs(3600);
 
+/// HTTP/2 flow control: bytes in flight on one stream, and on a connection. Enough for 100 ms at
+/// 80 and 640 Mbit/s.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// See [`STREAM_WINDOW`].
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Largest header list taken over HTTP/2, bytes (Envoy's `max_request_headers_kb`: 60).
+pub const MAX_HEADER_LIST: u32 = 60 << 10;
+
+/// Streams that a client may have open on one connection.
+const MAX_STREAMS: u32 = 1024;
+
+/// Mirrored requests at a time, for each worker.
+pub const MAX_MIRRORED: usize = 256;
+
 /// What every task of one worker shares.
 #[derive(Debug)]
 pub struct Worker {
@@ -51,12 +69,27 @@ pub struct Worker {
     pub addresses: Latest<AddressBook>,
     /// Idle upstream connections.
     pub pool: Arc<HttpPool>,
+    /// Places for mirrored requests.
+    pub mirroring: Arc<Semaphore>,
     /// Access log and metrics.
     pub recorder: Recorder,
     /// Every task, for the drain.
     pub tasks: TaskTracker,
     /// Stop accepting and finish.
     pub drain: CancellationToken,
+}
+
+/// Runs hyper's tasks among the worker's.
+#[derive(Debug, Clone)]
+pub struct Tasks(pub TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
 }
 
 /// The two ends of a downstream connection and who is behind it.
@@ -160,6 +193,9 @@ async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) 
         Detected::Http1 if declared != Protocol::Tls => {
             serve_http1(worker, Prefixed::new(seen, stream), peer).await
         }
+        Detected::Http2 if declared != Protocol::Tls => {
+            serve_http2(worker, Prefixed::new(seen, stream), peer).await
+        }
         Detected::Tls(name) if declared != Protocol::Http => {
             let traffic = Traffic::Tls {
                 sni: name.as_deref(),
@@ -217,6 +253,30 @@ async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = worker.drain.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    result.map_err(io::Error::other)
+}
+
+async fn serve_http2(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let connection = HttpConnection {
+        worker: worker.clone(),
+        peer,
+    };
+    let service = service_fn(move |request| http::serve(connection.clone(), request));
+    let serving = http2::Builder::new(Tasks(worker.tasks.clone()))
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
+        .serve_connection(TokioIo::new(io), service);
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,

@@ -2,9 +2,10 @@
 //! Data-plane errors: whose side, whether a retry is safe, and the one mapping to what the peer
 //! and the access log see.
 
-use std::{borrow::Cow, io, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use super::access_log::ResponseFlag;
+use crate::{routing::virtual_service::Abort, upstream::connect::ConnectError};
 
 /// Why a request or connection could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -49,22 +50,23 @@ pub enum DataError {
         /// The feature.
         what: &'static str,
     },
-    /// The endpoint refuses the connection.
-    #[error("connecting to {endpoint}")]
+    /// The endpoint cannot be reached.
+    #[error("connecting to {endpoint}: {source}")]
     Connect {
         /// The endpoint.
         endpoint: SocketAddr,
         /// Why.
-        source: io::Error,
+        source: ConnectError,
     },
-    /// The endpoint does not answer.
-    #[error("connecting to {endpoint}: no answer within {limit:?}")]
-    ConnectTimeout {
-        /// The endpoint.
-        endpoint: SocketAddr,
-        /// The limit.
-        limit: Duration,
+    /// The connection ended before the request was sent.
+    #[error("the upstream closed the connection before the request was sent")]
+    NotSent {
+        /// Why.
+        source: hyper::Error,
     },
+    /// The upstream refused the stream without looking at it (HTTP/2 REFUSED_STREAM).
+    #[error("the upstream refused the stream")]
+    RefusedStream,
     /// The upstream broke off before its response began.
     #[error("the upstream closed the connection before answering")]
     Reset {
@@ -82,6 +84,18 @@ pub enum DataError {
     RouteTimeout {
         /// The limit.
         limit: Duration,
+    },
+    /// A try's own timeout ran out.
+    #[error("no response within perTryTimeout of {limit:?}")]
+    PerTryTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// A fault was injected.
+    #[error("fault injected by the configuration")]
+    Fault {
+        /// What to answer.
+        abort: Abort,
     },
     /// The request is not acceptable HTTP.
     #[error("{reason}")]
@@ -121,17 +135,24 @@ impl DataError {
             Self::Unresolved { .. } => {
                 (503, Some(F::DnsResolutionFailed), "dns_resolution_failure")
             }
-            Self::Connect { .. } => (
+            Self::Connect { source, .. } => (
                 503,
                 Some(F::UpstreamConnectionFailure),
-                "upstream_reset_before_response_started{connection_failure}",
+                match source {
+                    ConnectError::Failed(_) => {
+                        "upstream_reset_before_response_started{connection_failure}"
+                    }
+                    ConnectError::Timeout(_) => {
+                        "upstream_reset_before_response_started{connection_timeout}"
+                    }
+                },
             ),
-            Self::ConnectTimeout { .. } => (
+            Self::RefusedStream => (
                 503,
-                Some(F::UpstreamConnectionFailure),
-                "upstream_reset_before_response_started{connection_timeout}",
+                Some(F::UpstreamRemoteReset),
+                "upstream_reset_before_response_started{remote_refused_stream_reset}",
             ),
-            Self::Reset { .. } => (
+            Self::Reset { .. } | Self::NotSent { .. } => (
                 503,
                 Some(F::UpstreamConnectionTermination),
                 "upstream_reset_before_response_started{connection_termination}",
@@ -142,6 +163,19 @@ impl DataError {
                 "upstream_reset_before_response_started{protocol_error}",
             ),
             Self::RouteTimeout { .. } => (504, Some(F::UpstreamRequestTimeout), "response_timeout"),
+            Self::PerTryTimeout { .. } => (
+                504,
+                Some(F::UpstreamRequestTimeout),
+                "upstream_per_try_timeout",
+            ),
+            Self::Fault { abort } => (
+                match abort {
+                    Abort::Http(status) => *status,
+                    Abort::Grpc(status) => grpc_to_http(*status),
+                },
+                Some(F::FaultInjected),
+                "fault_filter_abort",
+            ),
             Self::BadRequest { .. } => (400, Some(F::DownstreamProtocolError), "http1.codec_error"),
             Self::ClientGone => (
                 0,
@@ -150,9 +184,11 @@ impl DataError {
             ),
         };
         let transport_failure = match self {
-            Self::Connect { source, .. } => Cow::Owned(source.to_string()),
-            Self::ConnectTimeout { .. } => Cow::Borrowed("connection timeout"),
-            Self::Reset { source } => Cow::Owned(source.to_string()),
+            Self::Connect { source, .. } => match source {
+                ConnectError::Failed(reason) => Cow::Owned(reason.clone()),
+                ConnectError::Timeout(_) => Cow::Borrowed("connection timeout"),
+            },
+            Self::Reset { source } | Self::NotSent { source } => Cow::Owned(source.to_string()),
             _ => Cow::Borrowed(""),
         };
         Verdict {
@@ -163,8 +199,44 @@ impl DataError {
         }
     }
 
-    /// Whether the upstream surely has not seen the request (`connect-failure`).
-    pub fn is_connect_failure(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. })
+    /// The status of a gRPC answer.
+    pub fn grpc_status(&self) -> u8 {
+        match self {
+            Self::Fault {
+                abort: Abort::Grpc(status),
+            } => *status,
+            other => http_to_grpc(other.verdict().status),
+        }
+    }
+}
+
+/// gRPC `doc/http-grpc-status-mapping.md`.
+fn http_to_grpc(status: u16) -> u8 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// The HTTP status that stands for a gRPC one where the client does not speak gRPC (Envoy
+/// `grpcToHttpStatus`).
+fn grpc_to_http(status: u8) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
     }
 }

@@ -1,33 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One HTTP request and its response as they are recorded: what is remembered while the heads
-//! travel on, and the response body that writes the record when it ends.
+//! travel on, written once, whatever becomes of the request.
 
 use std::{
     borrow::Cow,
     net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use ::http::{HeaderMap, HeaderValue, Method, header, uri::PathAndQuery};
-use bytes::{Buf, Bytes};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use ::http::{HeaderValue, Method, header, uri::PathAndQuery};
 
 use super::{
-    access_log::{AccessRecord, HttpRecord, Recorder, ResponseFlag},
+    access_log::{AccessRecord, HttpRecord, Recorder, ResponseFlag, ResponseFlags},
+    body::{Progress, RequestBody},
     connection::Peer,
-    headers::{FORWARDED_FOR, REQUEST_ID},
+    headers::{FORWARDED_FOR, REQUEST_ID, is_grpc},
 };
-use crate::{
-    routing::decision::Destination,
-    upstream::pool::{Pool, Pooled},
-};
+use crate::{routing::decision::Destination, upstream::pool::Pool};
 
 /// The pool of a worker.
 pub type HttpPool = Pool<RequestBody>;
@@ -47,7 +37,8 @@ pub struct Exchange {
     request_id: HeaderValue,
     protocol: &'static str,
     grpc: bool,
-    received: Option<Arc<AtomicU64>>,
+    progress: Option<Arc<Progress>>,
+    recorded: bool,
     /// Filled in on the way.
     pub outcome: Outcome,
 }
@@ -57,14 +48,16 @@ pub struct Exchange {
 pub struct Outcome {
     /// Status sent to the client.
     pub status: u16,
-    /// Envoy's flag.
-    pub flag: Option<ResponseFlag>,
+    /// Envoy's flags.
+    pub flags: ResponseFlags,
     /// Envoy's details.
     pub details: &'static str,
     /// Why the upstream connection failed.
     pub transport_failure: Cow<'static, str>,
     /// Until the response head.
     pub service_time: Option<Duration>,
+    /// `grpc-status` of the answer.
+    pub grpc_status: Option<u32>,
     /// Route name.
     pub route_name: Option<Arc<str>>,
     /// Where it went.
@@ -82,6 +75,8 @@ pub struct Upstream {
     pub destination: Option<Arc<Destination>>,
     /// Cluster when there is no destination.
     pub cluster: &'static str,
+    /// The last try would have been repeated, had there been another one left.
+    pub retries_exhausted: bool,
 }
 
 impl Upstream {
@@ -133,7 +128,8 @@ impl Exchange {
                 _ => "HTTP/1.1",
             },
             grpc: is_grpc(headers),
-            received: None,
+            progress: None,
+            recorded: false,
             outcome: Outcome {
                 details: "via_upstream",
                 ..Outcome::default()
@@ -146,17 +142,32 @@ impl Exchange {
         self.started
     }
 
-    /// Counts the request body. Bodies that are empty from the start are not wrapped.
-    pub fn request_body(&mut self, body: Incoming) -> RequestBody {
-        if body.is_end_stream() {
-            return RequestBody::Empty;
-        }
-        let count = Arc::new(AtomicU64::new(0));
-        self.received = Some(count.clone());
-        RequestBody::Streaming { body, count }
+    /// Whether the request is gRPC.
+    pub fn is_grpc(&self) -> bool {
+        self.grpc
     }
 
-    fn record(&self, sent: u64) {
+    /// Takes the bytes received from here on.
+    pub fn follow(&mut self, progress: Option<Arc<Progress>>) {
+        self.progress = progress;
+    }
+
+    /// How far the request body has come; `None` without one.
+    pub fn progress(&self) -> Option<&Arc<Progress>> {
+        self.progress.as_ref()
+    }
+
+    /// Records an upgraded connection after its end.
+    pub fn record_upgraded(mut self: Box<Self>, received: u64, sent: u64) {
+        self.progress.get_or_insert_default().add(received);
+        self.record(sent);
+    }
+
+    /// Writes the record; later calls do nothing.
+    pub fn record(&mut self, sent: u64) {
+        if std::mem::replace(&mut self.recorded, true) {
+            return;
+        }
         let text = |value: &'_ Option<HeaderValue>| {
             value
                 .as_ref()
@@ -191,16 +202,14 @@ impl Exchange {
                 x_forwarded_for: borrowed(&mended.1, &self.forwarded_for),
                 request_id: self.request_id.to_str().ok(),
                 grpc: self.grpc,
+                grpc_status: outcome.grpc_status,
             }),
             response_code: outcome.status,
-            response_flag: outcome.flag,
+            response_flags: outcome.flags,
             details: Cow::Borrowed(outcome.details),
             termination_details: Cow::Borrowed(""),
             transport_failure: Cow::Borrowed(&outcome.transport_failure),
-            bytes_received: self
-                .received
-                .as_ref()
-                .map_or(0, |count| count.load(Ordering::Relaxed)),
+            bytes_received: self.progress.as_ref().map_or(0, |p| p.received()),
             bytes_sent: sent,
             upstream_service_time: outcome.service_time,
             upstream_host: outcome.upstream.host,
@@ -217,213 +226,17 @@ impl Exchange {
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// The request body on its way up.
-#[derive(Debug)]
-pub enum RequestBody {
-    /// Nothing.
-    Empty,
-    /// As it comes, counted.
-    Streaming {
-        /// The client's body.
-        body: Incoming,
-        /// Bytes so far.
-        count: Arc<AtomicU64>,
-    },
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Streaming { body, count } => {
-                let polled = Pin::new(body).poll_frame(cx);
-                if let Poll::Ready(Some(Ok(frame))) = &polled
-                    && let Some(data) = frame.data_ref()
-                {
-                    count.fetch_add(data.remaining() as u64, Ordering::Relaxed);
-                }
-                polled
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Streaming { body, .. } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Streaming { body, .. } => body.size_hint(),
-        }
-    }
-}
-
-/// The response body on its way down. Writes the record when it ends or is dropped, and gives the
-/// upstream connection back when it was read to its end.
-#[derive(Debug)]
-pub struct ResponseBody {
-    content: Content,
-    sent: u64,
-    exchange: Option<Box<Exchange>>,
-}
-
-#[derive(Debug)]
-enum Content {
-    Local(Bytes),
-    Upstream {
-        body: Incoming,
-        connection: Option<(Pooled<RequestBody>, Arc<HttpPool>)>,
-    },
-}
-
-impl ResponseBody {
-    /// An answer of our own.
-    pub fn local(body: Bytes, exchange: Box<Exchange>) -> Self {
-        Self {
-            content: Content::Local(body),
-            sent: 0,
-            exchange: Some(exchange),
-        }
-    }
-
-    /// An upstream's answer.
-    pub fn upstream(
-        body: Incoming,
-        connection: Pooled<RequestBody>,
-        pool: Arc<HttpPool>,
-        exchange: Box<Exchange>,
-    ) -> Self {
-        let connection = Some((connection, pool));
-        let mut body = Self {
-            content: Content::Upstream { body, connection },
-            sent: 0,
-            exchange: Some(exchange),
-        };
-        if body.is_end_stream() {
-            body.release();
-        }
-        body
-    }
-
-    /// The body of a 101: none. Whoever relays the upgraded connection writes the record.
-    pub fn upgraded() -> Self {
-        Self {
-            content: Content::Local(Bytes::new()),
-            sent: 0,
-            exchange: None,
-        }
-    }
-
-    fn release(&mut self) {
-        if let Content::Upstream { connection, .. } = &mut self.content
-            && let Some((connection, pool)) = connection.take()
-        {
-            pool.put(connection);
-        }
-    }
-
-    fn finish(&mut self, flag: Option<(ResponseFlag, &'static str)>) {
-        let Some(mut exchange) = self.exchange.take() else {
-            return;
-        };
-        if let Some((flag, details)) = flag {
-            exchange.outcome.flag = Some(flag);
-            exchange.outcome.details = details;
-        }
-        exchange.record(self.sent);
-    }
-}
-
-impl Exchange {
-    /// Records an upgraded connection after its end.
-    pub fn record_upgraded(&self, received: u64, sent: u64) {
-        if let Some(count) = &self.received {
-            count.fetch_add(received, Ordering::Relaxed);
-        }
-        self.record(sent);
-    }
-
-    /// Counts the bytes of an upgraded connection.
-    pub fn count_received(&mut self) {
-        self.received.get_or_insert_with(Arc::default);
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let polled = match &mut this.content {
-            Content::Local(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Content::Local(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Upstream { body, .. } => Pin::new(body).poll_frame(cx),
-        };
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                this.sent += frame.data_ref().map_or(0, |data| data.remaining() as u64);
-            }
-            Poll::Ready(Some(Err(_))) => this.finish(Some((
-                ResponseFlag::UpstreamConnectionTermination,
-                "upstream_reset_after_response_started{connection_termination}",
-            ))),
-            Poll::Ready(None) => {}
-            Poll::Pending => return polled,
-        }
-        if matches!(polled, Poll::Ready(None)) || this.is_end_stream() {
-            this.release();
-            this.finish(None);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Local(bytes) => bytes.is_empty(),
-            Content::Upstream { body, .. } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Upstream { body, .. } => body.size_hint(),
-        }
-    }
-}
-
-impl Drop for ResponseBody {
+impl Drop for Exchange {
+    /// A request whose client went away before its answer.
     fn drop(&mut self) {
-        if self.is_end_stream() {
-            self.release();
-            self.finish(None);
-        } else {
-            // HEAD answers and 304 are dropped unread by the server: hyper says so by their hint.
-            let gone = (
-                ResponseFlag::DownstreamConnectionTermination,
-                "downstream_remote_disconnect",
-            );
-            self.finish(Some(gone));
+        if !self.recorded {
+            let outcome = &mut self.outcome;
+            outcome.status = 0;
+            outcome
+                .flags
+                .insert(ResponseFlag::DownstreamConnectionTermination);
+            outcome.details = "downstream_remote_disconnect";
+            self.record(0);
         }
     }
 }

@@ -2,42 +2,42 @@
 //! A decided request to an upstream and its response back: endpoint, connection, stale connections,
 //! retries. Carries out; decides nothing.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use ::http::{HeaderValue, Request, Response, request::Parts};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
-    connection::Worker,
+    body::{Progress, RequestBody, deadline},
+    connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW, Tasks, Worker},
     error::DataError,
-    exchange::{RequestBody, Upstream},
+    exchange::Upstream,
     headers::{ATTEMPT_COUNT, random},
+    retry, translate,
 };
 use crate::{
     latest::Latest,
     routing::{
-        decision::{Destination, Route},
-        retry::{RetryCondition, RetryPolicy},
+        decision::{Destination, UpstreamHttp},
+        retry::RetryPolicy,
+        service::Protocol,
     },
     upstream::{
         connect::{Candidates, candidates, connect},
-        pool::Pooled,
+        pool::{Http2, Pooled, Sender},
         resolve::AddressBook,
     },
 };
-
-/// First wait before a retry; doubled each time (row 5b.11: 25 ms).
-const BACKOFF: Duration = Duration::from_millis(25);
 
 /// A response head and the connection it came on.
 pub type Answered = (Response<Incoming>, Pooled<RequestBody>);
 
 /// Where a request may go.
+#[derive(Debug)]
 pub struct Target<'a> {
     /// Addresses to choose from; at least one.
     pub addresses: Vec<SocketAddr>,
@@ -45,6 +45,10 @@ pub struct Target<'a> {
     pub connect_timeout: Duration,
     /// Retries; `None`: one try.
     pub retries: Option<&'a RetryPolicy>,
+    /// What is spoken there.
+    pub http: UpstreamHttp,
+    /// It is a forward proxy: targets stay absolute.
+    pub forward_proxy: bool,
 }
 
 impl<'a> Target<'a> {
@@ -53,8 +57,8 @@ impl<'a> Target<'a> {
     /// # Errors
     /// When the destination has no address.
     pub async fn of(
-        route: &'a Route,
         destination: &Destination,
+        retries: Option<&'a RetryPolicy>,
         addresses: &Latest<AddressBook>,
         original: Option<SocketAddr>,
     ) -> Result<Self, DataError> {
@@ -67,7 +71,9 @@ impl<'a> Target<'a> {
                     return Ok(Self {
                         addresses,
                         connect_timeout: destination.connect_timeout,
-                        retries: route.retries.as_ref(),
+                        retries,
+                        http: destination.http,
+                        forward_proxy: destination.protocol == Protocol::HttpProxy,
                     });
                 }
                 Candidates::Pending(host) => {
@@ -92,99 +98,298 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Sends a request. Connect failures are retried by the policy, on another address when there is
-/// one; a kept connection that turns out closed before anything was sent costs no retry.
+/// A request on its way: its authority is in Host, its target as the client wrote it.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Head.
+    pub head: Parts,
+    /// Body.
+    pub body: RequestBody,
+    /// How far the body has come; `None` without one.
+    pub progress: Option<Arc<Progress>>,
+    /// The client speaks HTTP/2.
+    pub client_http2: bool,
+    /// It is gRPC.
+    pub grpc: bool,
+    /// It turns the connection into another protocol's: HTTP/1.1, and never sent twice.
+    pub upgrade: bool,
+}
+
+/// Sends a request, again as the retry policy wants it. A kept connection that turns out closed
+/// before anything was sent costs no retry.
 ///
 /// # Errors
 /// The last try's error. `upstream` tells where it went either way.
 pub async fn send(
     worker: &Arc<Worker>,
     target: &Target<'_>,
-    mut request: Request<RequestBody>,
+    outgoing: Outgoing,
     upstream: &mut Upstream,
 ) -> Result<Answered, DataError> {
-    let retries = target
-        .retries
-        .filter(|policy| policy.retry_on.contains(RetryCondition::ConnectFailure))
-        .map_or(0, |policy| policy.attempts);
-    let first = random() as usize % target.addresses.len();
-    let mut tries = 0;
-    let mut connection = loop {
-        let address = target.addresses[(first + tries as usize) % target.addresses.len()];
-        upstream.host = Some(address);
-        if let Some(kept) = worker.pool.take(address) {
-            break kept;
-        }
-        match dial(worker, address, target.connect_timeout).await {
-            Ok(connection) => break connection,
-            Err(_) if tries < retries => {
-                tries += 1;
-                request
-                    .headers_mut()
-                    .insert(ATTEMPT_COUNT, HeaderValue::from(tries + 1));
-                backoff(tries, target.addresses.len()).await;
-            }
-            Err(error) => return Err(error),
-        }
+    let Outgoing {
+        mut head,
+        body,
+        progress,
+        ..
+    } = outgoing;
+    let http2 = match target.http {
+        UpstreamHttp::Http1 => false,
+        UpstreamHttp::Http2 => !outgoing.upgrade,
+        UpstreamHttp::AsClient => outgoing.client_http2 && !outgoing.upgrade,
     };
-    upstream.local = Some(connection.local);
-    match connection.sender.try_send_request(request).await {
-        Ok(response) => Ok((response, connection)),
-        Err(mut failure) => match failure.take_message() {
-            // Nothing was sent: the connection had been closed while it was kept.
-            Some(request) => {
-                let mut fresh = dial(worker, connection.peer, target.connect_timeout).await?;
-                upstream.local = Some(fresh.local);
-                let sent = fresh.sender.send_request(request).await;
-                sent.map(|response| (response, fresh)).map_err(broken)
-            }
-            None => Err(broken(failure.into_error())),
-        },
-    }
-}
-
-/// Waits only when the next try goes to the same address.
-async fn backoff(tries: u32, addresses: usize) {
-    if addresses == 1 {
-        let base = BACKOFF * 2_u32.saturating_pow(tries - 1);
-        let jitter = base.mul_f64(random() as f64 / u64::MAX as f64);
-        tokio::time::sleep(jitter).await;
-    }
-}
-
-fn broken(source: hyper::Error) -> DataError {
-    if source.is_parse() {
-        DataError::UpstreamProtocol { source }
+    if http2 {
+        translate::to_http2(&mut head)?;
     } else {
-        DataError::Reset { source }
+        translate::to_http1(&mut head, target.forward_proxy);
+    }
+    let policy = target.retries;
+    let attempts = policy.map_or(0, |policy| policy.attempts);
+    let keeps = !outgoing.upgrade
+        && policy.is_some_and(|policy| retry::needs_request(policy, http2, outgoing.grpc));
+    let (body, keeper) = if keeps {
+        let (body, keeper) = body.keep();
+        (body, Some(keeper))
+    } else {
+        (body, None)
+    };
+    let (mut head, mut body) = (Some(head), Some(body));
+    let mut endpoints = Choice::new(target);
+    let mut retries = 0;
+    let answered = loop {
+        let address = endpoints.next();
+        upstream.host = Some(address);
+        let answered = match acquire(worker, address, http2, target.connect_timeout).await {
+            Err(error) => Err(error),
+            Ok(connection) => {
+                upstream.local = Some(connection.local);
+                let parts = if keeps && retries < attempts {
+                    head.clone()
+                } else {
+                    head.take()
+                };
+                let (Some(parts), Some(body)) = (parts, body.take()) else {
+                    return Err(DataError::ClientGone);
+                };
+                let request = Request::from_parts(parts, body);
+                let sending = exchange(worker, target, connection, request, progress.as_deref());
+                match policy.and_then(|policy| policy.per_try_timeout) {
+                    None => sending.await,
+                    Some(limit) => tokio::select! {
+                        answered = sending => answered,
+                        () = deadline(progress.clone(), limit) => {
+                            Err(DataError::PerTryTimeout { limit })
+                        }
+                    },
+                }
+            }
+        };
+        let Some(policy) = policy.filter(|policy| match &answered {
+            Ok((response, _)) if keeps => {
+                retry::of_answer(policy, response.status().as_u16(), response.headers())
+            }
+            Ok(_) => false,
+            Err(error) => retry::of_error(policy, error),
+        }) else {
+            break answered;
+        };
+        if retries == attempts {
+            upstream.retries_exhausted = true;
+            break answered;
+        }
+        // A failed connect has not used the body; anything else has.
+        if body.is_none() {
+            body = keeper.as_ref().and_then(super::body::Keeper::again);
+        }
+        let (Some(head), Some(_)) = (&mut head, &body) else {
+            break answered;
+        };
+        drop(answered);
+        retries += 1;
+        head.headers
+            .insert(ATTEMPT_COUNT, HeaderValue::from(retries + 1));
+        tokio::time::sleep(retry::backoff(policy.backoff, retries, random())).await;
+    };
+    if let Some(keeper) = keeper {
+        keeper.release();
+    }
+    if let Ok((_, connection)) = &answered {
+        upstream.local = Some(connection.local);
+    }
+    answered
+}
+
+/// The order in which endpoints are tried: from a random one on, so that a retry meets another one
+/// when there is one.
+struct Choice<'a> {
+    addresses: &'a [SocketAddr],
+    at: usize,
+    again: bool,
+}
+
+impl<'a> Choice<'a> {
+    fn new(target: &'a Target<'_>) -> Self {
+        Self {
+            addresses: &target.addresses,
+            at: random() as usize,
+            again: target.retries.is_some_and(|p| !p.ignore_previous_hosts),
+        }
+    }
+
+    fn next(&mut self) -> SocketAddr {
+        let address = self.addresses[self.at % self.addresses.len()];
+        self.at = if self.again {
+            random() as usize
+        } else {
+            self.at.wrapping_add(1)
+        };
+        address
     }
 }
 
-async fn dial(
+/// One try on a connection.
+async fn exchange(
+    worker: &Arc<Worker>,
+    target: &Target<'_>,
+    mut connection: Pooled<RequestBody>,
+    request: Request<RequestBody>,
+    progress: Option<&Progress>,
+) -> Result<Answered, DataError> {
+    let failure = match try_send(&mut connection.sender, request).await {
+        Ok(response) => return Ok((response, connection)),
+        Err(failure) => failure,
+    };
+    let mut failure = failure;
+    let Some(request) = failure.take_message() else {
+        return Err(broken(failure.into_error(), progress));
+    };
+    // Nothing was sent: the connection had been closed while it was kept.
+    let http2 = matches!(connection.sender, Sender::Http2(..));
+    let peer = connection.peer;
+    drop(connection);
+    let mut fresh = if http2 {
+        acquire(worker, peer, true, target.connect_timeout).await?
+    } else {
+        dial_http1(worker, peer, target.connect_timeout).await?
+    };
+    match try_send(&mut fresh.sender, request).await {
+        Ok(response) => Ok((response, fresh)),
+        Err(mut failure) => Err(match failure.take_message() {
+            Some(_) => DataError::NotSent {
+                source: failure.into_error(),
+            },
+            None => broken(failure.into_error(), progress),
+        }),
+    }
+}
+
+async fn try_send(
+    sender: &mut Sender<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    match sender {
+        Sender::Http1(sender) => sender.try_send_request(request).await,
+        Sender::Http2(sender, _) => sender.try_send_request(request).await,
+    }
+}
+
+/// Whose fault it is that no response came.
+fn broken(source: hyper::Error, progress: Option<&Progress>) -> DataError {
+    if progress.is_some_and(Progress::is_broken) {
+        return DataError::ClientGone;
+    }
+    let h2 = source
+        .source()
+        .and_then(|cause| cause.downcast_ref::<h2::Error>());
+    match h2 {
+        Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => DataError::RefusedStream,
+        Some(h2) if h2.is_library() => DataError::UpstreamProtocol { source },
+        _ if source.is_parse() => DataError::UpstreamProtocol { source },
+        _ => DataError::Reset { source },
+    }
+}
+
+/// A connection that can carry a request now: a kept one, or a new one.
+async fn acquire(
+    worker: &Arc<Worker>,
+    endpoint: SocketAddr,
+    http2: bool,
+    limit: Duration,
+) -> Result<Pooled<RequestBody>, DataError> {
+    if !http2 {
+        return match worker.pool.take_http1(endpoint) {
+            Some(kept) => Ok(kept),
+            None => dial_http1(worker, endpoint, limit).await,
+        };
+    }
+    loop {
+        match worker.pool.http2(endpoint) {
+            Http2::Ready(connection) => return Ok(connection),
+            Http2::Wait(mut result) => {
+                // Its sender goes when the dialling is over, whatever became of it.
+                let failed = match result.changed().await {
+                    Ok(()) => result.borrow().clone(),
+                    Err(_) => None,
+                };
+                if let Some(source) = failed {
+                    return Err(DataError::Connect { endpoint, source });
+                }
+            }
+            Http2::Dial(dialling) => {
+                let stream = match connect(endpoint, limit).await {
+                    Ok(stream) => stream,
+                    Err(source) => {
+                        dialling.failed(&source);
+                        return Err(DataError::Connect { endpoint, source });
+                    }
+                };
+                let local = local_address(&stream, endpoint)?;
+                let (sender, connection) = http2::Builder::new(Tasks(worker.tasks.clone()))
+                    .timer(TokioTimer::new())
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .max_header_list_size(MAX_HEADER_LIST)
+                    .handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|source| DataError::Reset { source })?;
+                worker.tasks.spawn(async move {
+                    // Its end is seen by whoever uses a stream; on its own it is no event.
+                    let _ = connection.await;
+                });
+                return Ok(dialling.succeeded(sender, local));
+            }
+        }
+    }
+}
+
+fn local_address(
+    stream: &tokio::net::TcpStream,
+    endpoint: SocketAddr,
+) -> Result<SocketAddr, DataError> {
+    stream.local_addr().map_err(|error| DataError::Connect {
+        endpoint,
+        source: error.into(),
+    })
+}
+
+async fn dial_http1(
     worker: &Arc<Worker>,
     endpoint: SocketAddr,
     limit: Duration,
 ) -> Result<Pooled<RequestBody>, DataError> {
-    let begun = Instant::now();
-    let failed = |source: std::io::Error| {
-        if source.kind() == std::io::ErrorKind::TimedOut && begun.elapsed() >= limit {
-            DataError::ConnectTimeout { endpoint, limit }
-        } else {
-            DataError::Connect { endpoint, source }
-        }
-    };
-    let stream = connect(endpoint, limit).await.map_err(failed)?;
-    let local = stream.local_addr().map_err(failed)?;
+    let stream = connect(endpoint, limit)
+        .await
+        .map_err(|source| DataError::Connect { endpoint, source })?;
+    let local = local_address(&stream, endpoint)?;
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|source| DataError::Reset { source })?;
     worker.tasks.spawn(async move {
-        // Its end is seen by whoever uses the sender; on its own it is no event.
+        // As above.
         let _ = connection.with_upgrades().await;
     });
     Ok(Pooled {
-        sender,
+        sender: Sender::Http1(sender),
         local,
         peer: endpoint,
     })

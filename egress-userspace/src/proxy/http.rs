@@ -2,10 +2,10 @@
 //! One HTTP request: read its head, decide, act, record. Runs once per request, on the snapshot
 //! that is current when the request comes.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{
-    HeaderValue, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONTENT_TYPE, HOST, LOCATION, SERVER},
     request::Parts,
     uri::PathAndQuery,
@@ -16,19 +16,31 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     access_log::ResponseFlag,
+    body::{RequestBody, deadline},
     connection::HttpConnection,
     copy,
+    cors::{self, Cors},
     error::DataError,
-    exchange::{Exchange, RequestBody, ResponseBody},
-    forward::{Target, send},
+    exchange::Exchange,
+    forward::{Answered, Outgoing, Target, send},
     headers::{
-        ATTEMPT_COUNT, FORWARDED_PROTO, REQUEST_ID, SERVICE_TIME, edit, random, remove_hop_by_hop,
-        request_id, wants_upgrade,
+        ATTEMPT_COUNT, FORWARDED_PROTO, GRPC_MESSAGE, GRPC_STATUS, REQUEST_ID, SERVICE_TIME, edit,
+        grpc_status, random, remove_hop_by_hop, request_id, wants_upgrade,
     },
+    mirror,
+    response::{Deadline, ResponseBody},
+    translate::authority_to_host,
 };
 use crate::{
     config::snapshot::Snapshot,
-    routing::decision::{Action, Decision, Forward, Request as Question, Route, Traffic, Why},
+    routing::{
+        decision::{
+            Action, Before, Decision, Forward, Request as Question, Route, Traffic, UpstreamHttp,
+            Why,
+        },
+        virtual_service::Fault,
+    },
+    upstream::pool::Pooled,
 };
 
 /// `server` of what we answer and of what we pass on, as a proxy that overwrites it.
@@ -54,36 +66,62 @@ pub async fn serve(
         &parts,
         shown,
     ));
+    let mut cors = HeaderMap::new();
     let answer = match authority {
-        Ok(authority) => answer(&connection, parts, body, &authority, &mut exchange).await,
+        Ok(authority) => {
+            answer(
+                &connection,
+                parts,
+                body,
+                &authority,
+                &mut exchange,
+                &mut cors,
+            )
+            .await
+        }
         Err(error) => Err(error),
     };
     let mut response = match answer {
-        Ok(Answer::Upstream(response)) => *response,
-        Ok(Answer::Local(response)) => {
+        Ok(Answer::Upstream(answer)) => pass_on(&connection, *answer, exchange),
+        Ok(Answer::Local(response, details)) => {
             let (head, body) = response.into_parts();
             exchange.outcome.status = head.status.as_u16();
-            exchange.outcome.details = "direct_response";
-            return Ok(Response::from_parts(
-                head,
-                ResponseBody::local(body, exchange),
-            ));
+            exchange.outcome.details = details;
+            Response::from_parts(head, ResponseBody::local(body, exchange))
         }
-        Err(error) => return Ok(refusal(&error, exchange)),
+        Err(error) => refusal(&error, exchange),
     };
-    let status = response.response.status();
+    for (name, value) in &cors {
+        response.headers_mut().insert(name, value.clone());
+    }
+    Ok(response)
+}
+
+/// An upstream's answer, ready for the client.
+fn pass_on(
+    connection: &HttpConnection,
+    mut answer: UpstreamAnswer,
+    mut exchange: Box<Exchange>,
+) -> Response<ResponseBody> {
+    let status = answer.response.status();
     exchange.outcome.status = status.as_u16();
     exchange.outcome.service_time = Some(exchange.started().elapsed());
-    let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-    finish_head(&mut response.response, &exchange, upgraded);
+    exchange.outcome.grpc_status = grpc_status(answer.response.headers());
+    if exchange.outcome.upstream.retries_exhausted {
+        let flags = &mut exchange.outcome.flags;
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    }
+    let upgraded =
+        status == StatusCode::SWITCHING_PROTOCOLS || (answer.connect && status.is_success());
+    finish_head(&mut answer.response, &exchange, upgraded);
     let upgrades = upgraded.then(|| {
         (
-            response.client.take(),
-            hyper::upgrade::on(&mut response.response),
+            answer.client.take(),
+            hyper::upgrade::on(&mut answer.response),
         )
     });
-    let (mut head, body) = response.response.into_parts();
-    if let Some((route, chosen)) = &response.route {
+    let (mut head, body) = answer.response.into_parts();
+    if let Some((route, chosen)) = &answer.route {
         edit(&mut head.headers, &route.headers.response);
         edit(
             &mut head.headers,
@@ -95,22 +133,27 @@ pub async fn serve(
             .worker
             .tasks
             .spawn(relay_upgraded(client, server, exchange));
-        return Ok(Response::from_parts(head, ResponseBody::upgraded()));
+        return Response::from_parts(head, ResponseBody::upgraded());
     }
     let pool = connection.worker.pool.clone();
-    let body = ResponseBody::upstream(body, response.connection, pool, exchange);
-    Ok(Response::from_parts(head, body))
+    let body = ResponseBody::upstream(body, answer.connection, pool, answer.deadline, exchange);
+    Response::from_parts(head, body)
 }
 
 enum Answer {
-    Local(Response<Bytes>),
+    /// Of our own, with Envoy's details.
+    Local(Response<Bytes>, &'static str),
     Upstream(Box<UpstreamAnswer>),
 }
 
 struct UpstreamAnswer {
     response: Response<Incoming>,
-    connection: crate::upstream::pool::Pooled<RequestBody>,
+    connection: Pooled<RequestBody>,
+    /// Until when the response must have ended.
+    deadline: Option<Deadline>,
     client: Option<OnUpgrade>,
+    /// The request was a CONNECT.
+    connect: bool,
     /// The route whose response edits apply, and the destination drawn.
     route: Option<(Arc<Route>, usize)>,
 }
@@ -121,6 +164,7 @@ async fn answer(
     body: Incoming,
     authority: &HeaderValue,
     exchange: &mut Exchange,
+    cors: &mut HeaderMap,
 ) -> Result<Answer, DataError> {
     let snapshot = connection.worker.snapshots.current();
     let host = authority.to_str().map_err(|_| DataError::BadRequest {
@@ -143,10 +187,57 @@ async fn answer(
         .table
         .decide(&question, (random() >> 32) as u32, &mut Why::off());
     exchange.outcome.route_name = Some(decision.route_name.clone());
+    if let Some(before) = &decision.before
+        && let Some(preflight) = run_before(before, &parts, exchange, cors).await?
+    {
+        return Ok(Answer::Local(preflight, "cors_response"));
+    }
     match local(&snapshot, &question, decision, exchange)? {
-        Next::Answer(response) => Ok(Answer::Local(response)),
+        Next::Answer(response) => Ok(Answer::Local(response, "direct_response")),
         Next::Forward(forward) => forward_to(connection, parts, body, forward, exchange).await,
         Next::Passthrough => passthrough(connection, parts, body, exchange).await,
+    }
+}
+
+/// Faults, then CORS, in Istio's order of filters. A response: the answer to a preflight.
+async fn run_before(
+    before: &Before,
+    parts: &Parts,
+    exchange: &mut Exchange,
+    cors: &mut HeaderMap,
+) -> Result<Option<Response<Bytes>>, DataError> {
+    if let Some(fault) = &before.fault {
+        inject(fault, exchange).await?;
+    }
+    let Some(policy) = &before.cors else {
+        return Ok(None);
+    };
+    match cors::apply(policy, &parts.method, &parts.headers) {
+        Cors::Pass => Ok(None),
+        Cors::Allowed(fields) => {
+            *cors = fields;
+            Ok(None)
+        }
+        Cors::Preflight(fields) => {
+            *cors = fields;
+            let mut response = Response::new(Bytes::new());
+            response.headers_mut().insert(SERVER, SERVER_NAME);
+            Ok(Some(response))
+        }
+    }
+}
+
+async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), DataError> {
+    let hit = || (random() >> 32) as u32;
+    if let Some((delay, share)) = fault.delay
+        && share.includes(hit())
+    {
+        exchange.outcome.flags.insert(ResponseFlag::DelayInjected);
+        tokio::time::sleep(delay).await;
+    }
+    match fault.abort {
+        Some((abort, share)) if share.includes(hit()) => Err(DataError::Fault { abort }),
+        _ => Ok(()),
     }
 }
 
@@ -216,51 +307,61 @@ async fn forward_to(
     let chosen = &forward.route.destinations[forward.chosen];
     let destination = &chosen.destination;
     exchange.outcome.upstream.destination = Some(destination.clone());
-    let (mut request, client) = upstream_request(parts, body, exchange);
+    let (mut outgoing, client) = outgoing(parts, body, exchange);
     if let Some(path) = &forward.path {
-        *request.uri_mut() = Uri::try_from(path.as_str()).map_err(|_| DataError::BadRequest {
+        outgoing.head.uri = Uri::try_from(path.as_str()).map_err(|_| DataError::BadRequest {
             reason: "the rewritten path is no URI",
         })?;
     }
+    let headers = &mut outgoing.head.headers;
     if let Some(authority) = &forward.authority {
         let value = HeaderValue::from_str(authority).map_err(|_| DataError::BadRequest {
             reason: "the rewritten authority is not text",
         })?;
-        request.headers_mut().insert(HOST, value);
+        headers.insert(HOST, value);
     }
-    edit(request.headers_mut(), &forward.route.headers.request);
-    edit(request.headers_mut(), &chosen.headers.request);
-    let limit = forward.route.timeout;
+    edit(headers, &forward.route.headers.request);
+    edit(headers, &chosen.headers.request);
+    let worker = &connection.worker;
+    let original = connection.peer.original;
+    if !forward.route.mirrors.is_empty() && !outgoing.upgrade {
+        mirror::start(worker, &forward.route, &mut outgoing, original);
+    }
+    let connect = outgoing.head.method == Method::CONNECT;
+    let upstream = &mut exchange.outcome.upstream;
+    let progress = outgoing.progress.clone();
     let sending = async {
-        let original = connection.peer.original;
-        let target = Target::of(
-            &forward.route,
-            destination,
-            &connection.worker.addresses,
-            original,
-        )
-        .await?;
-        send(
-            &connection.worker,
-            &target,
-            request,
-            &mut exchange.outcome.upstream,
-        )
-        .await
+        let retries = forward.route.retries.as_ref();
+        let target = Target::of(destination, retries, &worker.addresses, original).await?;
+        send(worker, &target, outgoing, upstream).await
     };
-    let (response, pooled) = match limit {
-        None => sending.await?,
-        Some(limit) => tokio::time::timeout(limit, sending)
-            .await
-            .map_err(|_| DataError::RouteTimeout { limit })??,
+    let mut timer = forward
+        .route
+        .timeout
+        .map(|limit| Box::pin(deadline(progress, limit)) as Deadline);
+    let (response, pooled) = match (&mut timer, forward.route.timeout) {
+        (Some(timer), Some(limit)) => within(timer, limit, sending).await?,
+        _ => sending.await?,
     };
-    let route = Some((forward.route.clone(), forward.chosen));
     Ok(Answer::Upstream(Box::new(UpstreamAnswer {
         response,
         connection: pooled,
+        deadline: timer,
         client,
-        route,
+        connect,
+        route: Some((forward.route.clone(), forward.chosen)),
     })))
+}
+
+async fn within(
+    timer: &mut Deadline,
+    limit: Duration,
+    sending: impl Future<Output = Result<Answered, DataError>>,
+) -> Result<Answered, DataError> {
+    tokio::select! {
+        answered = sending => answered,
+        () = timer => Err(DataError::RouteTimeout { limit }),
+    }
 }
 
 /// To the original destination, without retries or timeouts (row 1.2).
@@ -276,56 +377,45 @@ async fn passthrough(
             cluster: "PassthroughCluster".to_owned(),
         });
     };
-    let (request, client) = upstream_request(parts, body, exchange);
+    let worker = &connection.worker;
+    let (outgoing, client) = outgoing(parts, body, exchange);
+    let connect = outgoing.head.method == Method::CONNECT;
     let target = Target {
         addresses: vec![original],
-        connect_timeout: connection
-            .worker
-            .snapshots
-            .current()
-            .mesh
-            .routing
-            .connect_timeout,
+        connect_timeout: worker.snapshots.current().mesh.routing.connect_timeout,
         retries: None,
+        http: UpstreamHttp::AsClient,
+        // Whatever it is, it gets the target as the client wrote it.
+        forward_proxy: true,
     };
-    let (response, pooled) = send(
-        &connection.worker,
-        &target,
-        request,
-        &mut exchange.outcome.upstream,
-    )
-    .await?;
-    let answer = UpstreamAnswer {
+    let upstream = &mut exchange.outcome.upstream;
+    let (response, pooled) = send(worker, &target, outgoing, upstream).await?;
+    Ok(Answer::Upstream(Box::new(UpstreamAnswer {
         response,
         connection: pooled,
+        deadline: None,
         client,
+        connect,
         route: None,
-    };
-    Ok(Answer::Upstream(Box::new(answer)))
+    })))
 }
 
-/// The request as the upstream sees it: origin form, HTTP/1.1, no hop-by-hop fields. Also the
-/// client's half of an upgrade, when it asks for one.
-fn upstream_request(
+/// The request as it goes on: authority in Host, no hop-by-hop fields. Also the client's half of an
+/// upgrade, when it asks for one.
+fn outgoing(
     mut parts: Parts,
     body: Incoming,
     exchange: &mut Exchange,
-) -> (Request<RequestBody>, Option<OnUpgrade>) {
-    let upgrade = wants_upgrade(&parts.headers);
-    remove_hop_by_hop(&mut parts.headers, upgrade);
-    if !parts.headers.contains_key(HOST)
-        && let Some(value) = parts
-            .uri
-            .authority()
-            .and_then(|a| HeaderValue::from_str(a.as_str()).ok())
-    {
-        parts.headers.insert(HOST, value);
-    }
-    if parts.uri.scheme().is_some() {
-        let path = parts.uri.path_and_query().cloned();
-        parts.uri = path.map_or_else(Uri::default, Uri::from);
-    }
-    parts.version = Version::HTTP_11;
+) -> (Outgoing, Option<OnUpgrade>) {
+    let client_http2 = parts.version == Version::HTTP_2;
+    let upgrade =
+        parts.method == Method::CONNECT || (!client_http2 && wants_upgrade(&parts.headers));
+    let client = upgrade.then(|| parts.extensions.remove::<OnUpgrade>());
+    remove_hop_by_hop(
+        &mut parts.headers,
+        upgrade && parts.method != Method::CONNECT,
+    );
+    authority_to_host(&mut parts);
     parts
         .headers
         .entry(FORWARDED_PROTO)
@@ -333,12 +423,17 @@ fn upstream_request(
     parts
         .headers
         .insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
-    let mut request = Request::from_parts(parts, exchange.request_body(body));
-    let client = upgrade.then(|| {
-        exchange.count_received();
-        hyper::upgrade::on(&mut request)
-    });
-    (request, client)
+    let (body, progress) = RequestBody::new(body);
+    exchange.follow(progress.clone());
+    let outgoing = Outgoing {
+        head: parts,
+        body,
+        progress,
+        client_http2,
+        grpc: exchange.is_grpc(),
+        upgrade,
+    };
+    (outgoing, client.flatten())
 }
 
 /// The response head as the client sees it.
@@ -358,13 +453,19 @@ fn finish_head(response: &mut Response<Incoming>, exchange: &Exchange, upgraded:
     *response.version_mut() = Version::HTTP_11;
 }
 
-/// An error as a response: one readable line.
+/// An error as a response: one readable line; for gRPC a status without a body.
 fn refusal(error: &DataError, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     let verdict = error.verdict();
     tracing::debug!(error = %error, status = verdict.status, "request not forwarded");
     let outcome = &mut exchange.outcome;
-    outcome.status = verdict.status;
-    outcome.flag = verdict.flag;
+    if let Some(flag) = verdict.flag {
+        outcome.flags.insert(flag);
+    }
+    if outcome.upstream.retries_exhausted {
+        outcome
+            .flags
+            .insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    }
     outcome.details = verdict.details;
     outcome.transport_failure = verdict.transport_failure;
     let text = error.to_string();
@@ -373,17 +474,40 @@ fn refusal(error: &DataError, mut exchange: Box<Exchange>) -> Response<ResponseB
     } else {
         format!("egress: {text}")
     };
-    let body = Bytes::from(line + "\n");
-    let mut response = Response::new(ResponseBody::local(body, exchange));
-    *response.status_mut() =
-        StatusCode::from_u16(verdict.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let headers = response.headers_mut();
-    headers.insert(SERVER, SERVER_NAME);
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    let mut response = if exchange.is_grpc() {
+        let status = error.grpc_status();
+        exchange.outcome.status = 200;
+        exchange.outcome.grpc_status = Some(status.into());
+        let mut response = Response::new(ResponseBody::local(Bytes::new(), exchange));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+        headers.extend(grpc_message(&line).map(|message| (GRPC_MESSAGE, message)));
+        response
+    } else {
+        exchange.outcome.status = verdict.status;
+        let mut response = Response::new(ResponseBody::local(Bytes::from(line + "\n"), exchange));
+        *response.status_mut() =
+            StatusCode::from_u16(verdict.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, text);
+        response
+    };
+    response.headers_mut().insert(SERVER, SERVER_NAME);
     response
+}
+
+/// Percent-encodes what is not printable ASCII (gRPC over HTTP/2, `Status-Message`).
+fn grpc_message(text: &str) -> Option<HeaderValue> {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' => encoded.push_str("%25"),
+            b' '..=b'~' => encoded.push(char::from(byte)),
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    HeaderValue::try_from(encoded).ok()
 }
 
 /// The one authority of a request: the target's when it is absolute, else the one Host header
@@ -414,7 +538,8 @@ async fn relay_upgraded(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<
             exchange.record_upgraded(copied.received, copied.sent);
         }
         Err(_) => {
-            exchange.outcome.flag = Some(ResponseFlag::DownstreamConnectionTermination);
+            let flags = &mut exchange.outcome.flags;
+            flags.insert(ResponseFlag::DownstreamConnectionTermination);
             exchange.record_upgraded(0, 0);
         }
     }

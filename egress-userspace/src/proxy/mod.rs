@@ -3,22 +3,29 @@
 //!
 //! In reading order: [`worker`] (threads, listeners, drain), [`connection`] (one accepted socket
 //! from start to end), [`detect`] and [`client_hello`] (first bytes to protocol), [`http`] (one
-//! request), [`forward`] (to an upstream), [`exchange`] (what is recorded of it), [`tcp`] (relay),
-//! [`error`] (what the peer sees when it fails). Does not read configuration and does not resolve
-//! names.
+//! request), [`cors`], [`mirror`], [`body`] (the request's), [`forward`] (to an upstream),
+//! [`retry`], [`translate`] (HTTP/1.1 and HTTP/2), [`response`] (its body), [`exchange`] (what is
+//! recorded of it), [`tcp`] (relay), [`error`] (what the peer sees when it fails). Does not read
+//! configuration and does not resolve names.
 
 pub mod access_log;
+pub mod body;
 pub mod client_hello;
 pub mod connection;
 pub mod copy;
+pub mod cors;
 pub mod detect;
 pub mod error;
 pub mod exchange;
 pub mod forward;
 pub mod headers;
 pub mod http;
+pub mod mirror;
 pub mod prefixed;
+pub mod response;
+pub mod retry;
 pub mod tcp;
+pub mod translate;
 pub mod worker;
 
 pub use worker::{Downstream, Proxy, ProxyError, ProxySettings};

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
-    access_log::{AccessRecord, ResponseFlag, TrafficLabels},
+    access_log::{AccessRecord, ResponseFlag, ResponseFlags, TrafficLabels},
     connection::{Peer, Worker},
     copy::{self, Copied},
     error::{DataError, Verdict},
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::snapshot::Snapshot,
-    routing::decision::{Action, Decision, Destination, Request, Route, Traffic, Why},
+    routing::decision::{Action, Decision, Destination, Request, Traffic, Why},
     upstream::{connect::connect, resolve::AddressBook},
 };
 
@@ -39,7 +39,7 @@ pub struct Relay {
 enum Next {
     Close,
     Original(Duration),
-    Destination(Arc<Route>, Arc<Destination>),
+    Destination(Arc<Destination>),
 }
 
 impl Relay {
@@ -92,11 +92,7 @@ pub fn decide(
     let mut relay = match action {
         Action::Forward(forward) => {
             let destination = forward.destination().clone();
-            let mut relay = Relay::new(
-                peer,
-                "",
-                Next::Destination(forward.route, destination.clone()),
-            );
+            let mut relay = Relay::new(peer, "", Next::Destination(destination.clone()));
             relay.upstream.destination = Some(destination);
             relay
         }
@@ -184,9 +180,9 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, D
     let (addresses, limit) = match &relay.next {
         Next::Close => return Ok(None),
         Next::Original(limit) => (relay.peer.original.into_iter().collect::<Vec<_>>(), *limit),
-        Next::Destination(route, destination) => {
-            let target =
-                Target::of(route, destination, &worker.addresses, relay.peer.original).await?;
+        Next::Destination(destination) => {
+            let original = relay.peer.original;
+            let target = Target::of(destination, None, &worker.addresses, original).await?;
             (target.addresses, target.connect_timeout)
         }
     };
@@ -199,9 +195,6 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, D
             Ok(stream) => {
                 relay.upstream.local = stream.local_addr().ok();
                 return Ok(Some(stream));
-            }
-            Err(source) if source.kind() == io::ErrorKind::TimedOut => {
-                last = Some(DataError::ConnectTimeout { endpoint, limit });
             }
             Err(source) => last = Some(DataError::Connect { endpoint, source }),
         }
@@ -220,7 +213,7 @@ fn record(worker: &Worker, relay: &Relay, copied: Copied, failure: Option<Verdic
         duration: peer.started.elapsed(),
         http: None,
         response_code: 0,
-        response_flag: flag,
+        response_flags: flag.map_or(ResponseFlags::NONE, Into::into),
         details: Cow::Borrowed(""),
         termination_details: Cow::Borrowed(""),
         transport_failure,

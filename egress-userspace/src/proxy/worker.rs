@@ -15,13 +15,13 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     access_log::Recorder,
-    connection::{self, Worker},
+    connection::{self, MAX_MIRRORED, Worker},
 };
 use crate::{
     config::snapshot::Snapshot, kernel::original_dst::Capture, latest::Latest,
@@ -160,6 +160,7 @@ impl Proxy {
                 snapshots: Latest::new(feeds.snapshots.clone()),
                 addresses: Latest::new(feeds.addresses.clone()),
                 pool: Arc::default(),
+                mirroring: Arc::new(Semaphore::new(MAX_MIRRORED)),
                 recorder,
                 tasks: TaskTracker::new(),
                 drain: stop.drain.clone(),
@@ -270,11 +271,11 @@ async fn run(
                 let snapshot = snapshots.borrow_and_update().clone();
                 follow(&worker, &settings.listen, &snapshot, &mut accepting);
             }
-            _ = sweep.tick() => worker.pool.sweep(false),
+            _ = sweep.tick() => worker.pool.sweep(),
         }
     }
     drop(accepting);
-    worker.pool.sweep(true);
+    worker.pool.close();
     worker.tasks.close();
     let deadline = tokio::time::timeout(settings.drain_time, worker.tasks.wait());
     tokio::select! {

@@ -71,9 +71,9 @@ pub struct Decision {
 /// What an HTTP rule does before its action, whatever that is.
 #[derive(Debug)]
 pub struct Before {
-    /// `corsPolicy`: preflights are answered here. First.
+    /// `corsPolicy`: preflights are answered here. After the fault.
     pub cors: Option<CorsPolicy>,
-    /// `fault`. Second.
+    /// `fault`.
     pub fault: Option<Fault>,
 }
 

@@ -83,15 +83,32 @@ pub fn candidates(
     }
 }
 
+/// Why an endpoint cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The operating system says no.
+    #[error("{0}")]
+    Failed(String),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 /// Connects within a limit. Small writes go out at once (TCP_NODELAY): a proxy adds no delay of
 /// its own.
 ///
 /// # Errors
-/// `TimedOut` when the limit runs out, else what the operating system says.
-pub async fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+/// When the endpoint refuses, cannot be reached, or does not answer within the limit.
+pub async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
     let stream = timeout(limit, TcpStream::connect(unmapped(address)))
         .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        .map_err(|_| ConnectError::Timeout(limit))??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -1,82 +1,262 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Idle HTTP/1.1 connections of one worker, by endpoint. Knows connections, not requests.
+//! Upstream HTTP connections of one worker, by endpoint: idle HTTP/1.1 ones, shared HTTP/2 ones.
+//! Knows connections, not requests; dials nothing itself.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
+use tokio::sync::watch;
 
-/// Idle connections kept for one endpoint; more are closed.
+use super::connect::ConnectError;
+
+/// Idle HTTP/1.1 connections kept for one endpoint; more are closed.
 const MAX_IDLE: usize = 512;
+
+/// Streams on one HTTP/2 connection before another one is opened. Where the peer allows fewer, the
+/// rest waits.
+const MAX_STREAMS: usize = 100;
 
 /// A connection that can carry a request.
 #[derive(Debug)]
 pub struct Pooled<B> {
     /// hyper's end of it.
-    pub sender: SendRequest<B>,
+    pub sender: Sender<B>,
     /// Our address on it.
     pub local: SocketAddr,
     /// The endpoint.
     pub peer: SocketAddr,
 }
 
-/// The idle connections of one worker thread. The lock is never contended: only tasks of that
-/// thread take it, and none holds it across an await; it is there because tasks must be `Send`.
+/// hyper's end of a connection.
+#[derive(Debug)]
+pub enum Sender<B> {
+    /// For one request at a time.
+    Http1(http1::SendRequest<B>),
+    /// One stream of a shared connection.
+    Http2(http2::SendRequest<B>, Stream),
+}
+
+/// Counts as a stream of its connection while it lives.
+#[derive(Debug)]
+pub struct Stream(Arc<AtomicUsize>);
+
+impl Stream {
+    fn of(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connections of one worker thread. The lock is never contended: only tasks of that thread
+/// take it, and none holds it across an await; it is there because tasks must be `Send`.
 #[derive(Debug)]
 pub struct Pool<B> {
-    idle: Mutex<HashMap<SocketAddr, Vec<Pooled<B>>>>,
+    endpoints: Mutex<Endpoints<B>>,
+}
+
+#[derive(Debug)]
+struct Endpoints<B> {
+    idle: HashMap<SocketAddr, Vec<Pooled<B>>>,
+    shared: HashMap<SocketAddr, Shared<B>>,
+    /// Draining: nothing is kept any more.
+    closed: bool,
+}
+
+/// The HTTP/2 connections of one endpoint.
+#[derive(Debug)]
+struct Shared<B> {
+    connections: Vec<Connection<B>>,
+    /// There while one is being dialled.
+    dialling: Option<watch::Receiver<Option<ConnectError>>>,
+}
+
+#[derive(Debug)]
+struct Connection<B> {
+    sender: http2::SendRequest<B>,
+    local: SocketAddr,
+    open: Arc<AtomicUsize>,
 }
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
         Self {
-            idle: Mutex::default(),
+            endpoints: Mutex::new(Endpoints {
+                idle: HashMap::new(),
+                shared: HashMap::new(),
+                closed: false,
+            }),
         }
     }
 }
 
+impl<B> Default for Shared<B> {
+    fn default() -> Self {
+        Self {
+            connections: Vec::new(),
+            dialling: None,
+        }
+    }
+}
+
+/// How to come to an HTTP/2 stream.
+#[derive(Debug)]
+pub enum Http2<B> {
+    /// A stream of an open connection.
+    Ready(Pooled<B>),
+    /// The caller is to dial.
+    Dial(Dialling<B>),
+    /// Somebody dials: ends when that is done, with the error if it failed.
+    Wait(watch::Receiver<Option<ConnectError>>),
+}
+
 impl<B> Pool<B> {
-    /// The most recently used connection that is ready; closed ones are dropped on the way.
-    pub fn take(&self, peer: SocketAddr) -> Option<Pooled<B>> {
-        let mut idle = self.lock();
-        let list = idle.get_mut(&peer)?;
+    /// The most recently used HTTP/1.1 connection that is ready; closed ones are dropped on the
+    /// way.
+    pub fn take_http1(&self, peer: SocketAddr) -> Option<Pooled<B>> {
+        let mut endpoints = self.lock();
+        let list = endpoints.idle.get_mut(&peer)?;
         let mut at = list.len();
         while at > 0 {
             at -= 1;
-            if list[at].sender.is_closed() {
+            let Sender::Http1(sender) = &list[at].sender else {
+                continue;
+            };
+            if sender.is_closed() {
                 list.swap_remove(at);
                 at = at.min(list.len());
-            } else if list[at].sender.is_ready() {
+            } else if sender.is_ready() {
                 return Some(list.swap_remove(at));
             }
         }
         None
     }
 
-    /// Keeps a connection whose response has been read to its end.
+    /// Keeps an HTTP/1.1 connection whose response has been read to its end, and gives an HTTP/2
+    /// stream back.
     pub fn put(&self, connection: Pooled<B>) {
-        if connection.sender.is_closed() {
+        match &connection.sender {
+            Sender::Http1(sender) if !sender.is_closed() => {}
+            _ => return,
+        }
+        let mut endpoints = self.lock();
+        if endpoints.closed {
             return;
         }
-        let mut idle = self.lock();
-        let list = idle.entry(connection.peer).or_default();
+        let list = endpoints.idle.entry(connection.peer).or_default();
         if list.len() < MAX_IDLE {
             list.push(connection);
         }
     }
 
-    /// Drops what has been closed, and everything when draining.
-    pub fn sweep(&self, all: bool) {
-        self.lock().retain(|_, list| {
-            list.retain(|connection| !all && !connection.sender.is_closed());
+    /// A stream on the least busy HTTP/2 connection, or who opens one. One connection at a time is
+    /// dialled for an endpoint, so that a burst of requests does not make a burst of connections.
+    pub fn http2(self: &Arc<Self>, peer: SocketAddr) -> Http2<B> {
+        let mut endpoints = self.lock();
+        let shared = endpoints.shared.entry(peer).or_default();
+        shared.connections.retain(|c| !c.sender.is_closed());
+        let open = |c: &&Connection<B>| c.open.load(Ordering::Relaxed);
+        let free = |c: &&Connection<B>| open(c) < MAX_STREAMS;
+        if let Some(c) = shared.connections.iter().filter(free).min_by_key(open) {
+            return Http2::Ready(Pooled {
+                sender: Sender::Http2(c.sender.clone(), Stream::of(&c.open)),
+                local: c.local,
+                peer,
+            });
+        }
+        if let Some(result) = &shared.dialling {
+            return Http2::Wait(result.clone());
+        }
+        let (result, receiver) = watch::channel(None);
+        shared.dialling = Some(receiver);
+        Http2::Dial(Dialling {
+            pool: self.clone(),
+            peer,
+            result,
+        })
+    }
+
+    /// Drops what has been closed.
+    pub fn sweep(&self) {
+        let mut endpoints = self.lock();
+        endpoints.idle.retain(|_, list| {
+            list.retain(|c| matches!(&c.sender, Sender::Http1(sender) if !sender.is_closed()));
             !list.is_empty()
+        });
+        endpoints.shared.retain(|_, shared| {
+            shared.connections.retain(|c| !c.sender.is_closed());
+            !shared.connections.is_empty() || shared.dialling.is_some()
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Pooled<B>>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Drops what is idle, and keeps nothing from now on; connections in use end with their use.
+    pub fn close(&self) {
+        let mut endpoints = self.lock();
+        endpoints.closed = true;
+        endpoints.idle.clear();
+        endpoints.shared.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Endpoints<B>> {
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to dial an endpoint; whoever waits is woken when it is used or dropped.
+#[derive(Debug)]
+pub struct Dialling<B> {
+    pool: Arc<Pool<B>>,
+    peer: SocketAddr,
+    result: watch::Sender<Option<ConnectError>>,
+}
+
+impl<B> Dialling<B> {
+    /// Shares a connection that was made, and takes its first stream.
+    pub fn succeeded(self, sender: http2::SendRequest<B>, local: SocketAddr) -> Pooled<B> {
+        let open = Arc::default();
+        let first = Pooled {
+            sender: Sender::Http2(sender.clone(), Stream::of(&open)),
+            local,
+            peer: self.peer,
+        };
+        let connection = Connection {
+            sender,
+            local,
+            open,
+        };
+        let mut endpoints = self.pool.lock();
+        if !endpoints.closed {
+            let shared = endpoints.shared.entry(self.peer).or_default();
+            shared.connections.push(connection);
+        }
+        drop(endpoints);
+        first
+    }
+
+    /// Tells everybody who waits that it failed.
+    pub fn failed(self, error: &ConnectError) {
+        self.result.send_replace(Some(error.clone()));
+    }
+}
+
+impl<B> Drop for Dialling<B> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.pool.lock().shared.get_mut(&self.peer) {
+            shared.dialling = None;
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::AccessRecord;
+use super::{AccessRecord, ResponseFlags};
 
 /// One thing that a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub(super) enum Value<'a> {
     Word(&'a str),
     /// Stands alone and is ours.
     Details(&'a str),
+    Flags(ResponseFlags),
     Number(u64),
     /// Milliseconds, a number.
     Millis(Duration),
@@ -96,10 +97,10 @@ pub(super) fn value<'r>(field: Field, record: &'r AccessRecord<'_>) -> Value<'r>
         Field::UserAgent => present(http.and_then(|http| http.user_agent), Value::Quoted),
         Field::RequestId => present(http.and_then(|http| http.request_id), Value::Quoted),
         Field::ResponseCode => Value::Number(record.response_code.into()),
-        Field::ResponseFlags => present(
-            record.response_flag.map(super::ResponseFlag::as_str),
-            Value::Details,
-        ),
+        Field::ResponseFlags => match record.response_flags {
+            ResponseFlags::NONE => Value::Missing,
+            flags => Value::Flags(flags),
+        },
         Field::Details => present(Some(record.details.as_ref()), Value::Details),
         Field::TerminationDetails => {
             present(Some(record.termination_details.as_ref()), Value::Details)

@@ -375,6 +375,14 @@ fn append_bare(out: &mut Vec<u8>, clock: &mut Clock, value: &Value<'_>) {
         Value::Address(address) => append::address(out, *address),
         Value::Ip(ip) => append::ip(out, *ip),
         Value::Time(time) => clock.append(out, *time),
+        Value::Flags(flags) => {
+            for (index, name) in flags.names().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                out.extend_from_slice(name.as_bytes());
+            }
+        }
         Value::Missing | Value::Quoted(_) | Value::Word(_) | Value::Details(_) => {}
     }
 }
@@ -428,9 +436,10 @@ mod tests {
                 x_forwarded_for: Some("10.1.0.5"),
                 request_id: Some("84961386-6d84-929d-98bd-c5aee93b5c88"),
                 grpc: false,
+                grpc_status: None,
             }),
             response_code: 503,
-            response_flag: Some(ResponseFlag::UpstreamConnectionFailure),
+            response_flags: ResponseFlag::UpstreamConnectionFailure.into(),
             details: "upstream reset".into(),
             termination_details: "".into(),
             transport_failure: "delayed connect error: 111".into(),

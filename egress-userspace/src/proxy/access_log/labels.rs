@@ -11,14 +11,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{ResponseFlag, series::TrafficLabels};
+use super::{ResponseFlags, series::TrafficLabels};
 use crate::workload::Workload;
 
 /// Value of `request_protocol`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestProtocol {
     Http,
-    Grpc,
+    /// With the answer's `grpc-status`.
+    Grpc(Option<u32>),
     Tcp,
 }
 
@@ -32,7 +33,7 @@ pub(super) struct Key<'a> {
     pub(super) destination_namespace: &'a str,
     pub(super) protocol: RequestProtocol,
     pub(super) response_code: u16,
-    pub(super) response_flag: Option<ResponseFlag>,
+    pub(super) response_flags: ResponseFlags,
 }
 
 impl<'a> Key<'a> {
@@ -41,7 +42,7 @@ impl<'a> Key<'a> {
         traffic: &TrafficLabels<'a>,
         protocol: RequestProtocol,
         response_code: u16,
-        response_flag: Option<ResponseFlag>,
+        response_flags: ResponseFlags,
     ) -> Self {
         // Only Istio's two reserved clusters stand for a missing service; any other name here
         // would come from configuration that has a service.
@@ -56,7 +57,7 @@ impl<'a> Key<'a> {
             destination_namespace: traffic.destination_namespace,
             protocol,
             response_code,
-            response_flag,
+            response_flags,
         }
     }
 
@@ -69,7 +70,7 @@ impl<'a> Key<'a> {
             destination_namespace: "other",
             protocol,
             response_code: 0,
-            response_flag: None,
+            response_flags: ResponseFlags::NONE,
         }
     }
 
@@ -88,8 +89,13 @@ impl<'a> Key<'a> {
         text(self.destination_name);
         text(self.destination_namespace);
         hasher.write_u16(self.response_code);
-        hasher.write_u8(self.protocol as u8);
-        hasher.write_u8(self.response_flag.map_or(u8::MAX, |flag| flag as u8));
+        hasher.write_u32(match self.protocol {
+            RequestProtocol::Http => 0,
+            RequestProtocol::Tcp => 1,
+            RequestProtocol::Grpc(None) => 2,
+            RequestProtocol::Grpc(Some(status)) => status.saturating_add(3),
+        });
+        hasher.write_u32(self.response_flags.bits());
         hasher.finish()
     }
 
@@ -107,7 +113,7 @@ impl<'a> Key<'a> {
             destination_namespace: self.destination_namespace.into(),
             protocol: self.protocol,
             response_code: self.response_code,
-            response_flag: self.response_flag,
+            response_flags: self.response_flags,
         }
     }
 
@@ -138,7 +144,7 @@ impl<'a> Key<'a> {
         }
         let protocol = match self.protocol {
             RequestProtocol::Http => "http",
-            RequestProtocol::Grpc => "grpc",
+            RequestProtocol::Grpc(_) => "grpc",
             RequestProtocol::Tcp => "tcp",
         };
         label(&mut out, "request_protocol", protocol);
@@ -146,12 +152,14 @@ impl<'a> Key<'a> {
             // Writing to a String cannot fail.
             let _ = write!(out, ",response_code=\"{}\"", self.response_code);
             match self.protocol {
-                RequestProtocol::Grpc => label(&mut out, "grpc_response_status", ""),
+                RequestProtocol::Grpc(Some(status)) => {
+                    let _ = write!(out, ",grpc_response_status=\"{status}\"");
+                }
+                RequestProtocol::Grpc(None) => label(&mut out, "grpc_response_status", ""),
                 _ => out.push_str(",grpc_response_status=\"\""),
             }
         }
-        let flag = self.response_flag.map_or("-", ResponseFlag::as_str);
-        label(&mut out, "response_flags", flag);
+        label(&mut out, "response_flags", &self.response_flags.to_string());
         label(&mut out, "connection_security_policy", "");
         out.into()
     }
@@ -233,7 +241,7 @@ pub(super) struct OwnedKey {
     destination_namespace: Box<str>,
     protocol: RequestProtocol,
     response_code: u16,
-    response_flag: Option<ResponseFlag>,
+    response_flags: ResponseFlags,
 }
 
 impl OwnedKey {
@@ -250,7 +258,7 @@ impl OwnedKey {
         };
         same_source
             && self.response_code == key.response_code
-            && self.response_flag == key.response_flag
+            && self.response_flags == key.response_flags
             && self.protocol == key.protocol
             && *self.destination_name == *key.destination_name
             && *self.destination_service == *key.destination_service

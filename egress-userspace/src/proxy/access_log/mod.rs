@@ -22,6 +22,7 @@ pub use sink::{Destination, SinkError};
 
 use std::{
     borrow::Cow,
+    fmt,
     net::SocketAddr,
     time::{Duration, SystemTime},
 };
@@ -39,8 +40,8 @@ pub struct AccessRecord<'a> {
     pub http: Option<HttpRecord<'a>>,
     /// 0 when nothing was answered, and for TCP.
     pub response_code: u16,
-    /// Envoy's flag, `None` prints `-`.
-    pub response_flag: Option<ResponseFlag>,
+    /// Envoy's flags; none prints `-`.
+    pub response_flags: ResponseFlags,
     /// Envoy's details (`via_upstream`, ...); empty prints `-`.
     pub details: Cow<'a, str>,
     /// Empty prints `-`.
@@ -96,66 +97,119 @@ pub struct HttpRecord<'a> {
     pub request_id: Option<&'a str>,
     /// Whether it is gRPC (`content-type: application/grpc*`).
     pub grpc: bool,
+    /// `grpc-status` of the answer, when it is gRPC and carried one.
+    pub grpc_status: Option<u32>,
 }
 
-/// Envoy's response flags that this program can set.
+/// One of Envoy's response flags that this program can set, in the order in which Envoy prints
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum ResponseFlag {
-    /// NR: no route.
-    NoRouteFound,
     /// UH: no healthy upstream.
     NoHealthyUpstream,
     /// UF: upstream connect failure.
     UpstreamConnectionFailure,
-    /// URX: retry limit.
-    UpstreamRetryLimitExceeded,
     /// UT: upstream timeout.
     UpstreamRequestTimeout,
-    /// UC: upstream reset.
+    /// UC: upstream closed the connection.
     UpstreamConnectionTermination,
+    /// UR: upstream reset the stream.
+    UpstreamRemoteReset,
+    /// UO: overflow.
+    UpstreamOverflow,
+    /// NR: no route.
+    NoRouteFound,
+    /// DI: fault delay.
+    DelayInjected,
+    /// FI: fault abort.
+    FaultInjected,
     /// DC: client gone.
     DownstreamConnectionTermination,
+    /// URX: retry limit.
+    UpstreamRetryLimitExceeded,
+    /// SI: stream idle timeout.
+    StreamIdleTimeout,
+    /// DPE: the client's bytes are not the protocol.
+    DownstreamProtocolError,
+    /// DT: duration timeout.
+    DurationTimeout,
+    /// UPE: the upstream's bytes are not the protocol.
+    UpstreamProtocolError,
     /// NC: no cluster.
     NoClusterFound,
     /// DF: name resolution failed.
     DnsResolutionFailed,
-    /// DPE: the client's bytes are not the protocol.
-    DownstreamProtocolError,
-    /// UPE: the upstream's bytes are not the protocol.
-    UpstreamProtocolError,
-    /// SI: stream idle timeout.
-    StreamIdleTimeout,
-    /// DT: duration timeout.
-    DurationTimeout,
-    /// FI: fault abort.
-    FaultInjected,
-    /// DI: fault delay.
-    DelayInjected,
-    /// UO: overflow.
-    UpstreamOverflow,
 }
 
-impl ResponseFlag {
-    /// Envoy's short form, as logs and metrics carry it (istio-egress.md 8a.4).
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoRouteFound => "NR",
-            Self::NoHealthyUpstream => "UH",
-            Self::UpstreamConnectionFailure => "UF",
-            Self::UpstreamRetryLimitExceeded => "URX",
-            Self::UpstreamRequestTimeout => "UT",
-            Self::UpstreamConnectionTermination => "UC",
-            Self::DownstreamConnectionTermination => "DC",
-            Self::NoClusterFound => "NC",
-            Self::DnsResolutionFailed => "DF",
-            Self::DownstreamProtocolError => "DPE",
-            Self::UpstreamProtocolError => "UPE",
-            Self::StreamIdleTimeout => "SI",
-            Self::DurationTimeout => "DT",
-            Self::FaultInjected => "FI",
-            Self::DelayInjected => "DI",
-            Self::UpstreamOverflow => "UO",
+/// Envoy's short forms, as logs and metrics carry them (istio-egress.md 8a.4).
+const FLAG_NAMES: [(ResponseFlag, &str); 17] = [
+    (ResponseFlag::NoHealthyUpstream, "UH"),
+    (ResponseFlag::UpstreamConnectionFailure, "UF"),
+    (ResponseFlag::UpstreamRequestTimeout, "UT"),
+    (ResponseFlag::UpstreamConnectionTermination, "UC"),
+    (ResponseFlag::UpstreamRemoteReset, "UR"),
+    (ResponseFlag::UpstreamOverflow, "UO"),
+    (ResponseFlag::NoRouteFound, "NR"),
+    (ResponseFlag::DelayInjected, "DI"),
+    (ResponseFlag::FaultInjected, "FI"),
+    (ResponseFlag::DownstreamConnectionTermination, "DC"),
+    (ResponseFlag::UpstreamRetryLimitExceeded, "URX"),
+    (ResponseFlag::StreamIdleTimeout, "SI"),
+    (ResponseFlag::DownstreamProtocolError, "DPE"),
+    (ResponseFlag::DurationTimeout, "DT"),
+    (ResponseFlag::UpstreamProtocolError, "UPE"),
+    (ResponseFlag::NoClusterFound, "NC"),
+    (ResponseFlag::DnsResolutionFailed, "DF"),
+];
+
+/// A set of flags; prints as `UF,URX`, the empty one as `-`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ResponseFlags(u32);
+
+impl ResponseFlags {
+    /// No flag.
+    pub const NONE: Self = Self(0);
+
+    /// Adds a flag.
+    pub fn insert(&mut self, flag: ResponseFlag) {
+        self.0 |= 1 << flag as u8;
+    }
+
+    /// The bits, for hashing.
+    pub(super) fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The short forms in Envoy's order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        FLAG_NAMES
+            .iter()
+            .filter(move |(flag, _)| self.0 & (1 << *flag as u8) != 0)
+            .map(|(_, name)| *name)
+    }
+}
+
+impl From<ResponseFlag> for ResponseFlags {
+    fn from(flag: ResponseFlag) -> Self {
+        let mut flags = Self::NONE;
+        flags.insert(flag);
+        flags
+    }
+}
+
+impl fmt::Display for ResponseFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::NONE {
+            return f.write_str("-");
         }
+        for (index, name) in self.names().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(name)?;
+        }
+        Ok(())
     }
 }
 
@@ -170,7 +224,7 @@ mod tests {
             duration: Duration::ZERO,
             http: None,
             response_code: 0,
-            response_flag: None,
+            response_flags: ResponseFlags::NONE,
             details: Cow::Borrowed(""),
             termination_details: Cow::Borrowed(""),
             transport_failure: Cow::Borrowed(""),
@@ -187,6 +241,18 @@ mod tests {
             destination_service: "",
             destination_namespace: "",
             source: None,
+        }
+    }
+
+    #[test]
+    fn flags_print_as_envoy_prints_them() {
+        let mut flags = ResponseFlags::NONE;
+        assert_eq!(flags.to_string(), "-");
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.insert(ResponseFlag::UpstreamConnectionFailure);
+        assert_eq!(flags.to_string(), "UF,URX");
+        for (index, (flag, _)) in FLAG_NAMES.iter().enumerate() {
+            assert_eq!(*flag as usize, index, "{flag:?} has no name at its place");
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    AccessRecord,
+    AccessRecord, ResponseFlags,
     labels::{Key, OwnedKey, RequestProtocol},
 };
 use crate::workload::Workload;
@@ -141,7 +141,7 @@ impl Series {
             upstream_cluster: record.upstream_cluster,
         };
         let Some(http) = &record.http else {
-            let key = Key::new(&traffic, RequestProtocol::Tcp, 0, record.response_flag);
+            let key = Key::new(&traffic, RequestProtocol::Tcp, 0, record.response_flags);
             let values = self.tcp.find(&key, &mut self.overflow);
             values.closed += 1;
             values.sent_bytes += record.bytes_sent;
@@ -149,7 +149,7 @@ impl Series {
             return;
         };
         let protocol = if http.grpc {
-            RequestProtocol::Grpc
+            RequestProtocol::Grpc(http.grpc_status)
         } else {
             RequestProtocol::Http
         };
@@ -157,7 +157,7 @@ impl Series {
             &traffic,
             protocol,
             record.response_code,
-            record.response_flag,
+            record.response_flags,
         );
         let values = self.http.find(&key, &mut self.overflow);
         values.requests += 1;
@@ -169,7 +169,7 @@ impl Series {
     }
 
     pub(super) fn tcp_opened(&mut self, traffic: &TrafficLabels<'_>) {
-        let key = Key::new(traffic, RequestProtocol::Tcp, 0, None);
+        let key = Key::new(traffic, RequestProtocol::Tcp, 0, ResponseFlags::NONE);
         self.tcp.find(&key, &mut self.overflow).opened += 1;
     }
 
@@ -331,6 +331,7 @@ mod tests {
             x_forwarded_for: None,
             request_id: None,
             grpc: false,
+            grpc_status: None,
         }
     }
 

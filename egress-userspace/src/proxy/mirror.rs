@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Copies of requests to mirrors: fire and forget. A mirror never holds the request up: its body
+//! follows at a bounded distance, its answer is thrown away, and too many at a time are not sent.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::{
+    connection::Worker,
+    error::DataError,
+    exchange::Upstream,
+    forward::{Outgoing, Target, send},
+    headers::random,
+};
+use crate::routing::decision::{Destination, Endpoints, Route};
+
+/// Time for a mirrored request when its route has no timeout; it holds a place that long at most.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Starts the copies that a route wants of a request.
+pub fn start(
+    worker: &Arc<Worker>,
+    route: &Route,
+    request: &mut Outgoing,
+    original: Option<SocketAddr>,
+) {
+    for mirror in &route.mirrors {
+        let destination = &mirror.destination;
+        if !mirror.share.includes((random() >> 32) as u32)
+            || destination.endpoints == Endpoints::Missing
+        {
+            continue;
+        }
+        let Ok(place) = worker.mirroring.clone().try_acquire_owned() else {
+            tracing::debug!(cluster = %destination.cluster, "too many mirrored requests: not sent");
+            continue;
+        };
+        let copy = Outgoing {
+            head: request.head.clone(),
+            body: request.body.copy(),
+            progress: None,
+            ..*request
+        };
+        let (from, destination) = (worker.clone(), destination.clone());
+        let limit = route.timeout.unwrap_or(LIMIT);
+        worker.tasks.spawn(async move {
+            let carried = carry(&from, &destination, copy, original);
+            match timeout(limit, carried).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(cluster = %destination.cluster, %error, "mirroring failed");
+                }
+                Err(_) => tracing::debug!(cluster = %destination.cluster, "mirroring timed out"),
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn carry(
+    worker: &Arc<Worker>,
+    destination: &Destination,
+    copy: Outgoing,
+    original: Option<SocketAddr>,
+) -> Result<(), DataError> {
+    let target = Target::of(destination, None, &worker.addresses, original).await?;
+    let (response, connection) = send(worker, &target, copy, &mut Upstream::default()).await?;
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return Ok(());
+        }
+    }
+    worker.pool.put(connection);
+    Ok(())
+}
