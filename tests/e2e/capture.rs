@@ -199,7 +199,7 @@ fn connection_straight_to_the_proxy_is_refused_and_counted() {
         Ok(refused()? == Some(before + 1.0))
     })
     .unwrap();
-    assert!(net.seen().is_empty(), "{:?}", net.seen());
+    assert!(net.seen().unwrap().is_empty(), "{:?}", net.seen().unwrap());
 }
 
 #[test]
@@ -240,5 +240,5 @@ fn node_inside_a_captured_cgroup_does_not_capture_itself() {
         .metric("egress_kernel_outcomes_total", &labels)
         .unwrap();
     assert!(own_traffic >= Some(1.0), "{own_traffic:?}");
-    assert_eq!(net.seen().len(), 1);
+    assert_eq!(net.seen().unwrap().len(), 1);
 }

@@ -1,20 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP through the hops: bodies, methods, upgrades, and answers of our own.
 
-use lab::{
-    net::{GATEWAY, Net},
-    node::Node,
-    process::Process,
-    scenario::Scenario,
-};
+use lab::{net::GATEWAY, node::Node, process::Process, scenario::Scenario};
 
-use crate::{configure, mesh_config, net, service_entry};
-
-fn curl(net: &Net, arguments: &[&str]) -> String {
-    net.pod
-        .run(&[&["curl", "-sS", "--max-time", "20"], arguments].concat())
-        .unwrap()
-}
+use crate::{configure, curl, mesh_config, net, service_entry};
 
 #[test]
 fn bodies_and_methods_pass_both_hops_unchanged() {
@@ -111,7 +100,7 @@ fn unregistered_host_is_answered_502_under_registry_only() {
     );
     let (_, line) = node.access_line("/get?blocked").unwrap();
     assert_eq!(line["upstream_cluster"], "BlackHoleCluster");
-    assert!(net.seen().is_empty());
+    assert!(net.seen().unwrap().is_empty());
     assert!(curl(&net, &["http://httpbin.org/ip"]).contains("203.0.113.1\""));
 }
 

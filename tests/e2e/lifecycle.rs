@@ -102,8 +102,10 @@ fn request_in_flight_is_finished_by_a_stop() {
         .pod
         .spawn(&["curl", "-sS", "http://httpbin.org/delay/2"])
         .unwrap();
-    node.eventually("the request is on its way", || Ok(!net.seen().is_empty()))
-        .unwrap();
+    node.eventually("the request is on its way", || {
+        Ok(!net.seen().unwrap().is_empty())
+    })
+    .unwrap();
     assert!(node.stop().unwrap().success());
     assert!(curl.wait(lab::hop::SOON).unwrap().success(), "{curl}");
 }

@@ -9,8 +9,10 @@
     reason = "a test that cannot go on fails with the error it met, in helpers as in tests"
 )]
 
+mod actions;
 mod capture;
 mod http;
+mod http2;
 mod lifecycle;
 mod network;
 mod reload;
@@ -56,6 +58,21 @@ fn service_entry(name: &str, hosts: &[&str], ports: &[u16], rest: &str) -> Strin
         writeln!(yaml, "  - {port}").expect("writing to a string");
     }
     yaml
+}
+
+/// A VirtualService of namespace istio-demo for the mesh; `rules` is `http` in flow style.
+fn virtual_service(name: &str, host: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{name: {name}, namespace: istio-demo}}\n\
+         spec: {{hosts: [{host}], http: {rules}}}\n"
+    )
+}
+
+/// Runs curl in the pod; its standard output without the last line's end.
+fn curl(net: &Net, arguments: &[&str]) -> String {
+    let command = [&["curl", "-sS", "--max-time", "20"], arguments].concat();
+    net.pod.run(&command).unwrap().trim_end().to_owned()
 }
 
 /// Writes a file of the lab's own configuration folder; the folder.

@@ -82,7 +82,7 @@ fn request_goes_over_both_hops_and_each_logs_it_in_istios_format() {
         node["upstream_local_address"]
     );
 
-    let seen = net.seen();
+    let seen = net.seen().unwrap();
     let expected = format!(
         "{} GET httpbin.org {path}",
         gateway["upstream_local_address"]
@@ -186,7 +186,7 @@ fn unregistered_host_is_left_alone_under_allow_any() {
 
 /// The outside world saw that path asked from that address.
 fn expect_peer(net: &Net, address: &str, path: &str) {
-    let seen = net.seen();
+    let seen = net.seen().unwrap();
     let request = seen.iter().find(|line| line.contains(path));
     assert!(
         request.is_some_and(|line| has_ip(line, address)),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An application in a pod: plain sockets and hand-written HTTP/1.1, to see what an application
-//! sees (its own and its peer's address, which server answered) and to connect fast and often.
+//! sees (its own and its peer's address, which server answered) and to connect fast and often;
+//! and HTTP/2 with many streams at once.
 //!
 //! Runs as `lab-client`, since the capture is by process. Prints JSON.
 
@@ -17,6 +18,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 
 /// Every read and write.
@@ -249,4 +254,46 @@ fn send_one(
         kept.insert(address, connection);
     }
     Ok(response.headers.remove("x-lab-server").unwrap_or_default())
+}
+
+/// GET of every URL at once over one HTTP/2 connection (prior knowledge):
+/// `[{url, status, headers}]` in their order.
+///
+/// # Errors
+/// When the connection or a stream breaks.
+pub async fn streams(address: SocketAddr, urls: &[String]) -> Result<Value> {
+    let stream = tokio::net::TcpStream::connect(address).await;
+    let stream = stream.with_context(|| format!("connecting to {address}"))?;
+    let (sender, connection) =
+        http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .context("beginning HTTP/2")?;
+    let connection = tokio::spawn(connection);
+    let mut sent = Vec::new();
+    for url in urls {
+        let request = hyper::Request::get(url.as_str())
+            .body(Empty::new())
+            .with_context(|| format!("{url} is no URL"))?;
+        let mut sender = sender.clone();
+        sent.push(tokio::spawn(async move {
+            let response = sender.send_request(request).await?;
+            let (head, body) = response.into_parts();
+            body.collect().await?;
+            Ok::<_, hyper::Error>(head)
+        }));
+    }
+    let mut answers = Vec::new();
+    for (url, sent) in urls.iter().zip(sent) {
+        let head = sent.await.context("a stream's task")?;
+        let head = head.with_context(|| format!("getting {url}"))?;
+        let headers: BTreeMap<_, _> = head
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        answers.push(json!({"url": url, "status": head.status.as_u16(), "headers": headers}));
+    }
+    drop(sender);
+    connection.abort();
+    Ok(Value::Array(answers))
 }

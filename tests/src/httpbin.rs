@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! An HTTP/1.1 server that answers like httpbin.org, for the outside world of the lab.
+//! A server of HTTP/1.1 and HTTP/2 (prior knowledge) that answers like httpbin.org, for the outside
+//! world of the lab.
 //!
 //! Paths: `/headers`, `/ip`, `/get`, `/post` (echoes the body), `/status/N`, `/delay/SECONDS`,
-//! `/bytes/N`, `/stream/N` (chunked, one JSON line per chunk), `/upgrade` (switches to an echo).
-//! Every answer carries `x-lab-server: IP:PORT`, the address the connection came in by. Prints
-//! `ready`, then one line per request: `PEER METHOD HOST PATH`.
+//! `/bytes/N`, `/stream/N` (chunked, one JSON line per chunk), `/upgrade` (switches to an echo);
+//! for tries: `/flaky/N` (the first N requests of this path and query get 503), `/silent/N` (the
+//! first N get no answer), `/broken/N` (the first N get their connection closed), `/stalled` (a
+//! body that does not end). Every answer carries `x-lab-server: IP:PORT`, the address the
+//! connection came in by, and `x-lab-protocol`. Prints `ready`, then one line per request:
+//! `PEER METHOD HOST PATH`.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     future::Future,
     io::Write,
     net::SocketAddr,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,11 +29,13 @@ use hyper::{
     Method, Request, Response, StatusCode, Uri,
     body::{Body, Frame, Incoming},
     header::{self, HeaderMap},
-    server::conn::http1,
     service::service_fn,
     upgrade::Upgraded,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -76,17 +84,30 @@ async fn connection(stream: TcpStream, peer: SocketAddr) {
     // Small answers should not wait for acknowledgements.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| async move {
-        let mut response = answer(request, peer).await;
-        if let Ok(value) = local.to_string().parse() {
-            response.headers_mut().insert("x-lab-server", value);
+        let protocol = format!("{:?}", request.version());
+        let head = request.method() == Method::HEAD;
+        let mut response = answer(request, peer).await?;
+        if let (true, Some(length)) = (head, response.body().size_hint().exact()) {
+            // Over HTTP/2 hyper would send the body.
+            let length = header::HeaderValue::from(length);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, length);
+            *response.body_mut() = Full::default().boxed();
         }
-        Ok::<_, Infallible>(response)
+        for (name, value) in [
+            ("x-lab-server", local.to_string()),
+            ("x-lab-protocol", protocol),
+        ] {
+            if let Ok(value) = value.parse() {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        Ok::<_, Broken>(response)
     });
     // A client that goes away ends this connection and is nobody's fault.
-    let _ = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
+    let _ = auto::Builder::new(TokioExecutor::new())
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await;
 }
 
@@ -95,17 +116,60 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-async fn answer(mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
-    let host = text(request.headers(), header::HOST.as_str());
+/// The request that ends its connection without an answer.
+#[derive(Debug)]
+struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("broken off as asked")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// How often this path and query has been asked for before.
+fn times_before(uri: &Uri) -> usize {
+    static SEEN: Mutex<Option<HashMap<String, usize>>> = Mutex::new(None);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = uri.path_and_query().map_or("", |path| path.as_str());
+    let count = seen
+        .get_or_insert_default()
+        .entry(path.to_owned())
+        .or_default();
+    *count += 1;
+    *count - 1
+}
+
+async fn answer(mut request: Request<Incoming>, peer: SocketAddr) -> Result<Answer, Broken> {
+    let host = match request.uri().authority() {
+        Some(authority) => authority.to_string(),
+        None => text(request.headers(), header::HOST.as_str()),
+    };
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    print(&format!("{peer} {method} {host} {uri}"));
+    let shown = uri.path_and_query().map_or("", |path| path.as_str());
+    print(&format!("{peer} {method} {host} {shown}"));
     let path = uri.path().to_owned();
     let (first, rest) = match path[1.min(path.len())..].split_once('/') {
         Some((first, rest)) => (first, rest),
         None => (path.trim_start_matches('/'), ""),
     };
     let number = rest.parse::<usize>();
-    match (first, number) {
+    Ok(match (first, number) {
+        ("flaky", Ok(count)) if times_before(&uri) < count => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, Bytes::from("not yet\n"))
+        }
+        ("silent", Ok(count)) if times_before(&uri) < count => std::future::pending().await,
+        ("broken", Ok(count)) if times_before(&uri) < count => return Err(Broken),
+        ("flaky" | "silent" | "broken", Ok(_)) => {
+            let body = request.into_body().collect().await;
+            plain(
+                StatusCode::OK,
+                body.map(http_body_util::Collected::to_bytes)
+                    .unwrap_or_default(),
+            )
+        }
+        ("stalled", _) => Response::new(BodyExt::boxed(Stalled(Some("begun\n")))),
         ("headers", _) => json_answer(&json!({"headers": headers(request.headers())})),
         ("ip", _) => json_answer(&json!({"origin": peer.ip().to_string()})),
         ("get", _) => json_answer(&about(request.headers(), &uri, &host, peer)),
@@ -131,7 +195,7 @@ async fn answer(mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
         ("stream", Ok(lines)) => Response::new(BodyExt::boxed(Lines { next: 0, lines })),
         ("upgrade", _) => upgrade(&mut request),
         _ => plain(StatusCode::NOT_FOUND, Bytes::from("no such path\n")),
-    }
+    })
 }
 
 fn about(headers_in: &HeaderMap, uri: &Uri, host: &str, peer: SocketAddr) -> Value {
@@ -236,6 +300,24 @@ impl Body for Lines {
         let line = format!("{{\"id\": {}}}\n", self.next);
         self.next += 1;
         Poll::Ready(Some(Ok(Frame::data(line.into()))))
+    }
+}
+
+/// `/stalled`: a beginning, and no end.
+struct Stalled(Option<&'static str>);
+
+impl Body for Stalled {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(text) => Poll::Ready(Some(Ok(Frame::data(text.into())))),
+            None => Poll::Pending,
+        }
     }
 }
 

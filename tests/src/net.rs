@@ -164,10 +164,23 @@ impl Net {
         self.directory.write("records", &text).map(drop)
     }
 
-    /// Requests that the outside world has seen: `PEER METHOD HOST PATH`.
-    pub fn seen(&self) -> Vec<String> {
+    /// Requests that the outside world has seen until now: `PEER METHOD HOST PATH`.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub fn seen(&self) -> Result<Vec<String>> {
+        static MARKS: AtomicU32 = AtomicU32::new(0);
+        // Lines come in order: behind the one of this request, none is missing.
+        let mark = format!("/get?mark={}", MARKS.fetch_add(1, Ordering::Relaxed));
+        let url = format!("http://{HTTPBIN}{mark}");
+        let ask = ["curl", "-sS", "-o/dev/null", &url].map(str::to_owned);
+        let command = [&self.external.enter()[..], &ask].concat();
+        Process::output("curl", &command, START_WITHIN)?;
+        self.httpbin
+            .wait_for_line("the mark", START_WITHIN, |line| line.ends_with(&mark))?;
         let lines = self.httpbin.lines(Stream::Stdout);
-        lines.into_iter().filter(|line| line != "ready").collect()
+        let ours = |line: &String| line != "ready" && !line.contains("/get?mark=");
+        Ok(lines.into_iter().filter(ours).collect())
     }
 }
 

@@ -83,7 +83,7 @@ impl<'a> Scenario<'a> {
         expect_cluster(&node, TO_GATEWAY, "node proxy")?;
         let (gateway_line, gateway) = self.gateway.access_line(path).context("second hop")?;
         expect_cluster(&gateway, TO_HTTPBIN, "egress gateway")?;
-        let seen = self.net.seen();
+        let seen = self.net.seen()?;
         let request = seen.iter().find(|line| line.contains(path));
         let request = request.context("httpbin saw no request")?;
         ensure!(

@@ -142,6 +142,11 @@ impl Exchange {
         self.started
     }
 
+    /// The request's method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
     /// Whether the request is gRPC.
     pub fn is_grpc(&self) -> bool {
         self.grpc

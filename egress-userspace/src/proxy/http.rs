@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_TYPE, HOST, LOCATION, SERVER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, SERVER},
     request::Parts,
     uri::PathAndQuery,
 };
@@ -84,10 +84,9 @@ pub async fn serve(
     let mut response = match answer {
         Ok(Answer::Upstream(answer)) => pass_on(&connection, *answer, exchange),
         Ok(Answer::Local(response, details)) => {
-            let (head, body) = response.into_parts();
-            exchange.outcome.status = head.status.as_u16();
+            exchange.outcome.status = response.status().as_u16();
             exchange.outcome.details = details;
-            Response::from_parts(head, ResponseBody::local(body, exchange))
+            of_our_own(response, exchange)
         }
         Err(error) => refusal(&error, exchange),
     };
@@ -474,27 +473,37 @@ fn refusal(error: &DataError, mut exchange: Box<Exchange>) -> Response<ResponseB
     } else {
         format!("egress: {text}")
     };
-    let mut response = if exchange.is_grpc() {
+    let mut response = Response::new(Bytes::new());
+    let content_type = if exchange.is_grpc() {
         let status = error.grpc_status();
-        exchange.outcome.status = 200;
         exchange.outcome.grpc_status = Some(status.into());
-        let mut response = Response::new(ResponseBody::local(Bytes::new(), exchange));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
         headers.extend(grpc_message(&line).map(|message| (GRPC_MESSAGE, message)));
-        response
+        "application/grpc"
     } else {
-        exchange.outcome.status = verdict.status;
-        let mut response = Response::new(ResponseBody::local(Bytes::from(line + "\n"), exchange));
         *response.status_mut() =
             StatusCode::from_u16(verdict.status).unwrap_or(StatusCode::BAD_GATEWAY);
-        let text = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(CONTENT_TYPE, text);
-        response
+        *response.body_mut() = Bytes::from(line + "\n");
+        "text/plain; charset=utf-8"
     };
-    response.headers_mut().insert(SERVER, SERVER_NAME);
-    response
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(SERVER, SERVER_NAME);
+    exchange.outcome.status = response.status().as_u16();
+    of_our_own(response, exchange)
+}
+
+/// Sends an answer of our own. To HEAD it says the length of what it leaves out, which hyper does
+/// for HTTP/1.1 only.
+fn of_our_own(response: Response<Bytes>, exchange: Box<Exchange>) -> Response<ResponseBody> {
+    let (mut head, mut body) = response.into_parts();
+    if *exchange.method() == Method::HEAD {
+        head.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        body.clear();
+    }
+    Response::from_parts(head, ResponseBody::local(body, exchange))
 }
 
 /// Percent-encodes what is not printable ASCII (gRPC over HTTP/2, `Status-Message`).

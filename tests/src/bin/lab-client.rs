@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lab::client::{Load, Request, get, send};
+use lab::client::{Load, Request, get, send, streams};
 
 /// An application that sends HTTP requests and tells what it saw, as JSON.
 #[derive(Debug, Parser)]
@@ -53,6 +53,14 @@ enum Arguments {
         #[arg(long)]
         any_server: bool,
     },
+    /// Every URL at once over one HTTP/2 connection.
+    Streams {
+        /// Where to connect.
+        address: SocketAddr,
+        /// What to get.
+        #[arg(required = true)]
+        urls: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -90,6 +98,13 @@ fn main() -> Result<()> {
                 keep_alive,
             };
             load_until_told(&load, count, any_server)
+        }
+        Arguments::Streams { address, urls } => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("starting the runtime")?;
+            runtime.block_on(streams(address, &urls))?
         }
     };
     println!("{report}");

@@ -216,9 +216,6 @@ fn ports(
             );
         }
         let consequence = match protocol {
-            Some(Protocol::Http2 | Protocol::Grpc) => {
-                Some("HTTP/2 is not spoken: requests go out as HTTP/1.1")
-            }
             Some(Protocol::HttpProxy) => Some("CONNECT is answered 404"),
             Some(Protocol::Udp) => Some("UDP is not captured"),
             _ => None,
