@@ -15,6 +15,7 @@ mod http;
 mod http2;
 mod lifecycle;
 mod network;
+mod peers;
 mod reload;
 mod scenario;
 

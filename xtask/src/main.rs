@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod lint;
+mod python;
 mod run;
 mod setup;
 mod test;

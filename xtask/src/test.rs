@@ -5,10 +5,13 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{build, execute, root};
+use crate::{build, execute, python, root, setup};
 
 /// Networks built side by side: each end-to-end test starts up to a dozen processes.
 const E2E_THREADS: &str = "2";
+
+/// Peers of the end-to-end tests: (file, Debian package).
+const PEERS: [(&str, &str); 1] = [("nginx", "nginx-light")];
 
 /// Flags of `test`.
 #[derive(Debug, clap::Args)]
@@ -37,10 +40,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         execute(&mut unit)?;
     }
     if arguments.only != Some(Kind::Unit) {
+        setup::programs(&PEERS)?;
+        let peers = python::environment("peers", &root()?.join("tests/peers/requirements.txt"))?;
         let mut e2e = cargo_test(&["--test", "e2e"])?;
         e2e.args(&arguments.filter)
             .args(["--", "--test-threads", E2E_THREADS])
-            .env("EGRESS_BIN", &egress);
+            .env("EGRESS_BIN", &egress)
+            .env("LAB_PYTHON", peers.join("python"));
         execute(&mut e2e)?;
     }
     Ok(())
