@@ -19,6 +19,7 @@ use crate::{
         decision::{
             Action, Decision, Destination, Endpoints, Forward, Request, Route, Step, Traffic, Why,
         },
+        header_text::{Facts, HeaderText},
         retry::RetryPolicy,
         service::EndpointAddress,
         table::{Objects, Role, Table},
@@ -514,14 +515,28 @@ fn where_to(
     }
 }
 
-/// Net effect of edits in order: name → values, or null for removed. `sent` are the values that an
-/// `add` joins.
+/// Net effect of edits in order: name → values, or null for removed. `sent` are the request's
+/// fields: what an `add` joins and commands stand for. What is not known stays a command.
 fn edits<'a>(list: impl IntoIterator<Item = &'a HeaderEdit>, sent: Option<&HeaderMap>) -> Value {
     let mut effect: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let facts = Facts {
+        request: sent,
+        ..Facts::default()
+    };
+    let made = |value: &HeaderText| match value {
+        HeaderText::Fixed(value) => text(value),
+        pattern => match pattern.value(&facts) {
+            Some(value) if pattern.wants_request() => text(&value),
+            _ => pattern.to_string(),
+        },
+    };
     for edit in list {
+        for name in &edit.remove {
+            effect.insert(name.to_string(), None);
+        }
         for (name, value) in &edit.set {
-            effect.insert(name.to_string(), Some(vec![text(value)]));
+            effect.insert(name.to_string(), Some(vec![made(value)]));
         }
         for (name, value) in &edit.add {
             let before = || {
@@ -531,10 +546,7 @@ fn edits<'a>(list: impl IntoIterator<Item = &'a HeaderEdit>, sent: Option<&Heade
             let slot = effect
                 .entry(name.to_string())
                 .or_insert_with(|| Some(before()));
-            slot.get_or_insert_with(Vec::new).push(text(value));
-        }
-        for name in &edit.remove {
-            effect.insert(name.to_string(), None);
+            slot.get_or_insert_with(Vec::new).push(made(value));
         }
     }
     json!(effect)

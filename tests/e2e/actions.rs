@@ -253,3 +253,32 @@ fn mirrors_get_a_copy_and_hold_nothing_up() {
     let (_, line) = node.access_line("/post?m").unwrap();
     assert_eq!(line["upstream_cluster"], "outbound|80||httpbin.org");
 }
+
+#[test]
+fn header_edits_follow_the_rule() {
+    let Some(net) = net("headers") else { return };
+    let _node = node(
+        &net,
+        &[
+            "headers: {request: {set: {x-who: '%REQ(user-agent)% at 100%%', x-kept: new}, \
+           add: {x-kept: more}, remove: [x-gone, x-kept]}, \
+           response: {set: {x-asked: '%REQ(x-question)%'}, remove: [x-lab-server]}}",
+        ],
+    );
+    let sent = ["X-Gone: 1", "X-Kept: old", "X-Question: why"];
+    let sent: Vec<_> = sent.iter().flat_map(|field| ["-H", field]).collect();
+    let answer = curl(
+        &net,
+        &[&sent[..], &["-i", "-A", "me", "http://httpbin.org/headers"]].concat(),
+    );
+    for part in [
+        "\"X-Who\": \"me at 100%\"",
+        "\"X-Kept\": \"new,more\"",
+        "x-asked: why",
+    ] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
+    for part in ["X-Gone", "x-lab-server", "old"] {
+        assert!(!answer.contains(part), "{part}: {answer}");
+    }
+}

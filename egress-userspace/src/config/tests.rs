@@ -1000,7 +1000,7 @@ fn what_has_no_data_path_is_a_warning() {
         ("Sidecar", "egress: [{hosts: ['./*', '~/*', '~x/*.a.com']}]".into(), "spec"),
         ("VirtualService", http("delegate: {name: x}"), "spec.http[0].delegate"),
         ("VirtualService", http(&format!("{ROUTE}\nretries: {{attempts: 1, retryRemoteLocalities: true}}")), "spec.http[0].retries.retryRemoteLocalities"),
-        ("VirtualService", http(&format!("{ROUTE}\nheaders: {{request: {{set: {{a: '%REQ(b)%'}}}}}}")), "spec.http[0].headers.request.set.a"),
+        ("VirtualService", http(&format!("{ROUTE}\nheaders: {{request: {{set: {{a: '%HOSTNAME%'}}}}}}")), "spec.http[0].headers.request.set.a"),
         ("VirtualService", http(&format!("{ROUTE}\nmatch: [{{statPrefix: x}}]")), "spec.http[0].match[0].statPrefix"),
         ("VirtualService", http(&format!("{ROUTE}\nmatch: [{{headers: {{'@request.auth.claims.a': {{exact: x}}}}}}]")), "spec.http[0].match[0].headers[\"@request.auth.claims.a\"]"),
         ("VirtualService", format!("hosts: [a.com]\ntcp: [{{match: [{{sourceSubnet: 10.0.0.0/8}}], {ROUTE}}}]"), "spec.tcp[0].match[0].sourceSubnet"),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ::http::{HeaderValue, Method, header, uri::PathAndQuery};
+use ::http::{HeaderMap, HeaderValue, Method, header, uri::PathAndQuery};
 
 use super::{
     access_log::{AccessRecord, HttpRecord, Recorder, ResponseFlag, ResponseFlags},
@@ -17,7 +17,10 @@ use super::{
     connection::Peer,
     headers::{FORWARDED_FOR, REQUEST_ID, is_grpc},
 };
-use crate::{routing::decision::Destination, upstream::pool::Pool};
+use crate::{
+    routing::{decision::Destination, header_text::Facts},
+    upstream::pool::Pool,
+};
 
 /// The pool of a worker.
 pub type HttpPool = Pool<RequestBody>;
@@ -38,6 +41,7 @@ pub struct Exchange {
     protocol: &'static str,
     grpc: bool,
     progress: Option<Arc<Progress>>,
+    request: Option<Box<HeaderMap>>,
     recorded: bool,
     /// Filled in on the way.
     pub outcome: Outcome,
@@ -129,6 +133,7 @@ impl Exchange {
             },
             grpc: is_grpc(headers),
             progress: None,
+            request: None,
             recorded: false,
             outcome: Outcome {
                 details: "via_upstream",
@@ -150,6 +155,23 @@ impl Exchange {
     /// Whether the request is gRPC.
     pub fn is_grpc(&self) -> bool {
         self.grpc
+    }
+
+    /// Remembers the request's header fields for commands in response headers.
+    pub fn keep_request(&mut self, headers: &HeaderMap) {
+        self.request = Some(Box::new(headers.clone()));
+    }
+
+    /// What commands in header values may stand for.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            request: self.request.as_deref(),
+            response: None,
+            protocol: self.protocol,
+            route_name: self.outcome.route_name.as_deref().unwrap_or_default(),
+            remote: Some(self.peer.remote),
+            local: Some(self.peer.local),
+        }
     }
 
     /// Takes the bytes received from here on.

@@ -12,7 +12,7 @@ use ::http::{
     },
 };
 
-use crate::routing::virtual_service::HeaderEdit;
+use crate::routing::{header_text::Facts, virtual_service::HeaderEdit};
 
 /// `x-request-id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -99,16 +99,20 @@ pub fn wants_upgrade(headers: &HeaderMap) -> bool {
             .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
 }
 
-/// Applies one direction of a rule's or destination's edits: set, add, remove.
-pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
-    for (name, value) in &edit.set {
-        headers.insert(name, value.clone());
-    }
-    for (name, value) in &edit.add {
-        headers.append(name, value.clone());
-    }
+/// Applies one direction of a rule's or destination's edits: remove, set, add.
+pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit, facts: &Facts<'_>) {
     for name in &edit.remove {
         headers.remove(name);
+    }
+    for (name, value) in &edit.set {
+        if let Some(value) = value.value(facts) {
+            headers.insert(name, value);
+        }
+    }
+    for (name, value) in &edit.add {
+        if let Some(value) = value.value(facts) {
+            headers.append(name, value);
+        }
     }
 }
 

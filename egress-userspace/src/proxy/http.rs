@@ -38,7 +38,8 @@ use crate::{
             Action, Before, Decision, Forward, Request as Question, Route, Traffic, UpstreamHttp,
             Why,
         },
-        virtual_service::Fault,
+        header_text::Facts,
+        virtual_service::{Fault, HeaderEdit, HeaderOperations},
     },
     upstream::pool::Pooled,
 };
@@ -121,11 +122,9 @@ fn pass_on(
     });
     let (mut head, body) = answer.response.into_parts();
     if let Some((route, chosen)) = &answer.route {
-        edit(&mut head.headers, &route.headers.response);
-        edit(
-            &mut head.headers,
-            &route.destinations[*chosen].headers.response,
-        );
+        let of_destination = &route.destinations[*chosen].headers;
+        let edits = [&route.headers.response, &of_destination.response];
+        edit_response(&mut head.headers, &edits, &exchange);
     }
     if let Some((Some(client), server)) = upgrades {
         connection
@@ -192,7 +191,14 @@ async fn answer(
         return Ok(Answer::Local(preflight, "cors_response"));
     }
     match local(&snapshot, &question, decision, exchange)? {
-        Next::Answer(response) => Ok(Answer::Local(response, "direct_response")),
+        Next::Answer(mut response, headers) => {
+            response.headers_mut().insert(SERVER, SERVER_NAME);
+            if headers.response.wants_request() {
+                exchange.keep_request(&parts.headers);
+            }
+            edit_response(response.headers_mut(), &[&headers.response], exchange);
+            Ok(Answer::Local(response, "direct_response"))
+        }
         Next::Forward(forward) => forward_to(connection, parts, body, forward, exchange).await,
         Next::Passthrough => passthrough(connection, parts, body, exchange).await,
     }
@@ -241,7 +247,8 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), DataError>
 }
 
 enum Next {
-    Answer(Response<Bytes>),
+    /// With the edits of the rule.
+    Answer(Response<Bytes>, Arc<HeaderOperations>),
     Forward(Forward),
     Passthrough,
 }
@@ -273,9 +280,7 @@ fn local(
             let mut response = Response::new(body);
             *response.status_mut() =
                 StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            response.headers_mut().insert(SERVER, SERVER_NAME);
-            edit(response.headers_mut(), &headers.response);
-            Ok(Next::Answer(response))
+            Ok(Next::Answer(response, headers))
         }
         Action::Redirect {
             status,
@@ -289,10 +294,35 @@ fn local(
                 reason: "the request's path is not text",
             })?;
             response.headers_mut().insert(LOCATION, location);
-            response.headers_mut().insert(SERVER, SERVER_NAME);
-            edit(response.headers_mut(), &headers.response);
-            Ok(Next::Answer(response))
+            Ok(Next::Answer(response, headers))
         }
+    }
+}
+
+/// Edits a request: by its rule, then by its destination. Commands see the fields as they were
+/// before, which are copied only when there are commands.
+fn edit_request(headers: &mut HeaderMap, edits: [&HeaderEdit; 2], exchange: &Exchange) {
+    let before = edits.iter().any(|e| e.has_commands());
+    let before = before.then(|| headers.clone());
+    let facts = Facts {
+        request: before.as_ref(),
+        ..exchange.facts()
+    };
+    for by in edits {
+        edit(headers, by, &facts);
+    }
+}
+
+/// As [`edit_request`], for a response.
+fn edit_response(headers: &mut HeaderMap, edits: &[&HeaderEdit], exchange: &Exchange) {
+    let before = edits.iter().any(|e| e.has_commands());
+    let before = before.then(|| headers.clone());
+    let facts = Facts {
+        response: before.as_ref(),
+        ..exchange.facts()
+    };
+    for by in edits {
+        edit(headers, by, &facts);
     }
 }
 
@@ -319,8 +349,15 @@ async fn forward_to(
         })?;
         headers.insert(HOST, value);
     }
-    edit(headers, &forward.route.headers.request);
-    edit(headers, &chosen.headers.request);
+    let by_route = &forward.route.headers;
+    if by_route.response.wants_request() || chosen.headers.response.wants_request() {
+        exchange.keep_request(headers);
+    }
+    edit_request(
+        headers,
+        [&by_route.request, &chosen.headers.request],
+        exchange,
+    );
     let worker = &connection.worker;
     let original = connection.peer.original;
     if !forward.route.mirrors.is_empty() && !outgoing.upgrade {

@@ -10,6 +10,7 @@ mod carry_out;
 pub mod decision;
 pub mod gateway;
 mod gateway_side;
+pub mod header_text;
 pub mod host;
 pub mod matching;
 mod mesh_side;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     gateway::GatewayName,
+    header_text::HeaderText,
     host::HostPattern,
     matching::StringMatch,
     retry::RetryPolicy,
@@ -234,7 +235,7 @@ pub struct CorsPolicy {
     pub forward_unmatched: bool,
 }
 
-/// Headers.HeaderOperations for both directions, in order set, add, remove.
+/// Headers.HeaderOperations for both directions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderOperations {
     /// To the upstream.
@@ -243,15 +244,29 @@ pub struct HeaderOperations {
     pub response: HeaderEdit,
 }
 
-/// One direction of [`HeaderOperations`].
+/// One direction of [`HeaderOperations`], applied in the order remove, set, add (Envoy's).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderEdit {
     /// Overwrite.
-    pub set: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub set: Vec<(http::HeaderName, HeaderText)>,
     /// Append.
-    pub add: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub add: Vec<(http::HeaderName, HeaderText)>,
     /// Remove.
     pub remove: Vec<http::HeaderName>,
+}
+
+impl HeaderEdit {
+    /// Whether a value is made for each request.
+    pub fn has_commands(&self) -> bool {
+        let mut values = self.set.iter().chain(&self.add);
+        values.any(|(_, value)| matches!(value, HeaderText::Pattern(_)))
+    }
+
+    /// Whether a value needs the request's header fields.
+    pub fn wants_request(&self) -> bool {
+        let mut values = self.set.iter().chain(&self.add);
+        values.any(|(_, value)| value.wants_request())
+    }
 }
 
 /// TLSRoute or TCPRoute.

@@ -2,7 +2,7 @@
 //! StringMatch, regular expressions, header names and values (istio
 //! `pkg/config/validation/virtualservice.go`).
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use regex::{Regex, RegexBuilder};
 
 use super::Findings;
@@ -12,6 +12,7 @@ use crate::{
         istio::{Headers, RawHeaderOperations, RawStringMatch},
     },
     routing::{
+        header_text::{HeaderText, HeaderTextError},
         matching::StringMatch,
         virtual_service::{HeaderEdit, HeaderOperations},
     },
@@ -207,34 +208,19 @@ fn edited_name(
     header_name(name, path, findings)
 }
 
-/// `%%` stands for a percent sign; anything else between percent signs is a command of Envoy.
-fn header_value(text: &str, path: &FieldPath<'_>, findings: &mut Findings) -> Option<HeaderValue> {
-    let mut value = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('%') {
-        value.push_str(before);
-        if let Some(after) = after.strip_prefix('%') {
-            value.push('%');
-            rest = after;
-            continue;
+fn header_value(text: &str, path: &FieldPath<'_>, findings: &mut Findings) -> Option<HeaderText> {
+    match HeaderText::parse(text) {
+        Ok(value) => return Some(value),
+        Err(HeaderTextError::Unknown(command)) => {
+            let consequence = format!("the command %{command}%; the header is left as it is");
+            findings.unsupported(path, &consequence);
         }
-        let command = after.starts_with(|c: char| c.is_ascii_uppercase()) && after.contains('%');
-        if command {
-            findings.unsupported(
-                path,
-                "Envoy commands in header values; the header is left as it is",
-            );
-        } else {
+        Err(HeaderTextError::Percent) => {
             findings.error(path, format!("`{text}`: write a percent sign as `%%`"));
         }
-        return None;
-    }
-    value.push_str(rest);
-    match HeaderValue::try_from(value) {
-        Ok(value) => Some(value),
-        Err(_) => {
+        Err(HeaderTextError::Characters) => {
             findings.error(path, "contains characters that a header cannot carry");
-            None
         }
     }
+    None
 }
