@@ -26,7 +26,9 @@ use crate::{
         problem::{Problem, Severity},
         snapshot::Snapshot,
     },
-    proxy::access_log::{AccessLog, AccessRecord, Destination, Format, HttpRecord, TrafficLabels},
+    proxy::access_log::{
+        AccessLog, AccessRecord, Destination, Format, HttpRecord, REFUSED_DIRECT, TrafficLabels,
+    },
     routing::{
         host::HostPattern,
         service::{ExportTo, Location, Origin, Protocol, Resolution, Service, ServicePort},
@@ -278,7 +280,7 @@ async fn metrics_are_a_valid_exposition_with_istios_numbers() {
         running.state.access_log.recorder(),
     ] {
         recorder.record(&record(&strange));
-        recorder.connection_refused("direct");
+        recorder.connection_refused(REFUSED_DIRECT);
         recorder.tcp_opened(&TrafficLabels {
             source: None,
             destination_service: "",
@@ -324,7 +326,8 @@ async fn metrics_are_a_valid_exposition_with_istios_numbers() {
     );
     let kernel = ["program=\"egress_connect4\",outcome=\"redirected\""];
     assert_eq!(value("egress_kernel_outcomes_total", &kernel), 5.0);
-    assert_eq!(value("egress_connections_refused_total", &["direct"]), 2.0);
+    let direct = ["{reason=\"direct\"}"];
+    assert_eq!(value("egress_connections_refused_total", &direct), 2.0);
     assert_eq!(value("egress_config_version", &[]), 7.0);
     assert_eq!(value("egress_config_problems", &["error"]), 1.0);
     assert_eq!(value("egress_config_problems", &["warning"]), 0.0);
