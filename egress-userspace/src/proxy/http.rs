@@ -6,11 +6,12 @@ use std::{convert::Infallible, sync::Arc};
 
 use ::http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_TYPE, HOST, LOCATION, SERVER},
+    header::{CONTENT_TYPE, HOST, LOCATION, SERVER, TRANSFER_ENCODING},
     request::Parts,
     uri::PathAndQuery,
 };
 use bytes::Bytes;
+use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
@@ -333,7 +334,13 @@ fn upstream_request(
     parts
         .headers
         .insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
-    let mut request = Request::from_parts(parts, exchange.request_body(body));
+    let body = exchange.request_body(body);
+    if body.size_hint().exact().is_none() {
+        // hyper takes a GET of unknown length for one without a body.
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(TRANSFER_ENCODING, chunked);
+    }
+    let mut request = Request::from_parts(parts, body);
     let client = upgrade.then(|| {
         exchange.count_received();
         hyper::upgrade::on(&mut request)
