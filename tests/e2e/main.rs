@@ -15,6 +15,7 @@ mod lifecycle;
 mod network;
 mod reload;
 mod scenario;
+mod wire;
 
 use std::{
     fmt::Write as _,
