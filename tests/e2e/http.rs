@@ -98,6 +98,8 @@ fn unregistered_host_is_answered_502_under_registry_only() {
         answer.contains("unknown.test"),
         "the reason names the host: {answer}"
     );
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body.lines().count(), 1, "{body}");
     let (_, line) = node.access_line("/get?blocked").unwrap();
     assert_eq!(line["upstream_cluster"], "BlackHoleCluster");
     assert!(net.seen().unwrap().is_empty());

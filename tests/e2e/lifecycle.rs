@@ -36,6 +36,10 @@ fn clean_stop_leaves_nothing_attached_or_pinned() {
     assert!(node.stop().unwrap().success());
     assert!(!attached(&net).contains("egress_"), "{}", attached(&net));
     assert_eq!(node::pins(&net), Vec::<std::path::PathBuf>::new());
+    let locks = std::fs::read_dir("/run/egress").unwrap().flatten();
+    let locks = locks.map(|lock| std::fs::read_to_string(lock.path()).unwrap_or_default());
+    let pins = node::bpffs(&net).display().to_string();
+    assert!(!locks.collect::<String>().contains(&pins));
     let response = net
         .pod
         .run(&["curl", "-sS", "http://httpbin.org/ip"])

@@ -18,6 +18,7 @@ mod network;
 mod peers;
 mod reload;
 mod scenario;
+mod wire;
 
 use std::{
     fmt::Write as _,

@@ -9,6 +9,7 @@ use lab::{
     node::Node,
     process::{Process, Stream},
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{configure, net, service_entry};
@@ -85,6 +86,32 @@ fn edits_apply_within_a_second_and_lose_no_request() {
         );
         assert!(report["done"].as_u64() > Some(100), "{report}");
     }
+}
+
+#[test]
+fn sighup_rereads_what_changed_unseen() {
+    let Some(net) = net("sighup") else { return };
+    let entry = |host: &str| service_entry("edited", &[host], &[80], "resolution: DNS");
+    for (folder, host) in [("one", "one.test"), ("two", "two.test")] {
+        let file = format!("{folder}/deep/config/edited.yaml");
+        net.directory.write(&file, &entry(host)).unwrap();
+    }
+    // A link two levels above the configured directory is nowhere near what is watched.
+    let point_to = |folder: &str| {
+        let new = net.directory.path().join("new");
+        std::os::unix::fs::symlink(folder, &new).unwrap();
+        std::fs::rename(&new, net.directory.path().join("current")).unwrap();
+    };
+    point_to("one");
+    let config = net.directory.path().join("current/deep/config");
+    let node = Node::start(&net, &config, &[]).unwrap();
+    let knows = |host: &str| Ok(node.admin("/config_dump")?.1.contains(host));
+    assert!(knows("one.test").unwrap());
+    point_to("two");
+    node.process().signal(Signal::SIGHUP).unwrap();
+    node.eventually("the new object", || knows("two.test"))
+        .unwrap();
+    assert!(!knows("one.test").unwrap());
 }
 
 #[test]

@@ -184,8 +184,8 @@ impl Net {
     }
 }
 
-/// Removes what a killed agent leaves pinned (a pinned link would keep its programs loaded) and
-/// its lock file; the rest goes with the fields.
+/// Removes what a killed agent leaves pinned (a pinned link would keep its programs loaded); the
+/// rest goes with the fields, its lock file with the next start of an agent.
 impl Drop for Net {
     fn drop(&mut self) {
         let pins = node::bpffs(self);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `setup`: installs what building the kernel object and running the tests need.
 //!
+//! A C compiler is not among it: without one (`cc`, which rustup asks for) this program could not
+//! have been linked.
+//!
 //! Installs by apt when it may (root on Debian), else names the commands and fails. Looks at files
 //! only when nothing is missing, so every other command can call it.
 
@@ -21,12 +24,11 @@ use crate::{
 /// Debian's compiler with its standard library's source.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Programs that the tests and the demonstration call: (a file that shows it is there, package).
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("bpftool", "bpftool"),
-    ("gcc", "gcc"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 

@@ -10,7 +10,7 @@ use super::state::AdminState;
 use crate::{
     config::problem::Severity,
     proxy::access_log::{
-        Totals,
+        REFUSED_DIRECT, Totals,
         labels::escape_label,
         series::{BOUNDS, Histogram, HttpValues, TcpValues},
     },
@@ -124,7 +124,7 @@ fn own(out: &mut Exposition, state: &AdminState, totals: &Totals) {
         "egress_connections_refused_total",
         "Connections closed at once, by reason; direct: not redirected by the kernel.",
         // The most asked-for reason is there from the start, so that alerts have a series.
-        [("direct", 0)]
+        [(REFUSED_DIRECT, 0)]
             .into_iter()
             .filter(|(reason, _)| !totals.refused.contains_key(reason))
             .chain(

@@ -27,7 +27,8 @@ use crate::{
         snapshot::Snapshot,
     },
     proxy::access_log::{
-        AccessLog, AccessRecord, Destination, Format, HttpRecord, ResponseFlags, TrafficLabels,
+        AccessLog, AccessRecord, Destination, Format, HttpRecord, REFUSED_DIRECT, ResponseFlags,
+        TrafficLabels,
     },
     routing::{
         host::HostPattern,
@@ -281,7 +282,7 @@ async fn metrics_are_a_valid_exposition_with_istios_numbers() {
         running.state.access_log.recorder(),
     ] {
         recorder.record(&record(&strange));
-        recorder.connection_refused("direct");
+        recorder.connection_refused(REFUSED_DIRECT);
         recorder.tcp_opened(&TrafficLabels {
             source: None,
             destination_service: "",
@@ -327,7 +328,8 @@ async fn metrics_are_a_valid_exposition_with_istios_numbers() {
     );
     let kernel = ["program=\"egress_connect4\",outcome=\"redirected\""];
     assert_eq!(value("egress_kernel_outcomes_total", &kernel), 5.0);
-    assert_eq!(value("egress_connections_refused_total", &["direct"]), 2.0);
+    let direct = ["{reason=\"direct\"}"];
+    assert_eq!(value("egress_connections_refused_total", &direct), 2.0);
     assert_eq!(value("egress_config_version", &[]), 7.0);
     assert_eq!(value("egress_config_problems", &["error"]), 1.0);
     assert_eq!(value("egress_config_problems", &["warning"]), 0.0);

@@ -2,12 +2,13 @@
 //! The place for pins: a directory on a BPF file system, owned by one agent at a time.
 //!
 //! Ownership is an flock on a file under `/run/egress` named after the directory; a killed agent
-//! loses it by dying. The pins themselves stay, and the next owner takes them over.
+//! loses it by dying. The pins themselves stay, and the next owner takes them over. The files come
+//! and go under an flock on `/run/egress` itself.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -42,8 +43,11 @@ impl PinDirectory {
     /// # Errors
     /// [`KernelError::Held`] when another agent owns it; [`KernelError::File`] otherwise.
     pub fn own(bpffs: &Path) -> Result<Self, KernelError> {
-        let lock_path = lock_path(bpffs)?;
+        let files = lock_files()?;
+        let lock_path = lock_path(bpffs);
         let lock = lock(bpffs, &lock_path)?;
+        remove_stale_locks();
+        drop(files);
         let mounted_here = ensure_mounted(bpffs)?;
         let directory = Self {
             path: bpffs.to_owned(),
@@ -94,7 +98,8 @@ impl PinDirectory {
             // Not ours alone: it stays when something else lives in it.
             let _ = fs::remove_dir(&self.path);
         }
-        // While the lock is held: a newcomer that has the file open sees that it is gone.
+        let _files = lock_files()?;
+        // One that stays is stale, and the next owner's to remove.
         let _ = fs::remove_file(&self.lock_path);
         Ok(())
     }
@@ -124,16 +129,40 @@ fn is_version_directory(path: &Path) -> bool {
         .is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn lock_path(bpffs: &Path) -> Result<PathBuf, KernelError> {
-    let directory = Path::new(RUN_DIRECTORY);
-    fs::create_dir_all(directory).map_err(|source| KernelError::File {
-        action: "create",
-        path: directory.to_owned(),
+/// Holds every change of the lock files until dropped: nobody opens a file that is being removed.
+fn lock_files() -> Result<Flock<File>, KernelError> {
+    let failed = |action, source| KernelError::File {
+        action,
+        path: RUN_DIRECTORY.into(),
         source,
-    })?;
-    Ok(directory.join(format!("{:016x}.lock", path_hash(bpffs))))
+    };
+    fs::create_dir_all(RUN_DIRECTORY).map_err(|source| failed("create", source))?;
+    let directory = File::open(RUN_DIRECTORY).map_err(|source| failed("open", source))?;
+    Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed("lock", errno.into()))
 }
 
+/// Removes the files of agents that were killed. The caller holds [`lock_files`]. What cannot be
+/// removed does no harm.
+fn remove_stale_locks() {
+    let entries = Path::new(RUN_DIRECTORY).read_dir().into_iter().flatten();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "lock")
+            && let Ok(file) = File::open(&path)
+            && let Ok(_stale) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+fn lock_path(bpffs: &Path) -> PathBuf {
+    Path::new(RUN_DIRECTORY).join(format!("{:016x}.lock", path_hash(bpffs)))
+}
+
+/// Takes ownership. The caller holds [`lock_files`].
 fn lock(bpffs: &Path, path: &Path) -> Result<Flock<File>, KernelError> {
     let failed = |action, source| KernelError::File {
         action,
@@ -147,16 +176,7 @@ fn lock(bpffs: &Path, path: &Path) -> Result<Flock<File>, KernelError> {
         .truncate(false)
         .open(path)
         .map_err(|source| failed("open", source))?;
-    let opened = file
-        .metadata()
-        .map_err(|source| failed("examine", source))?
-        .ino();
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        // The last owner stopped between our open and our lock, and removed the file.
-        Ok(lock) if !fs::metadata(path).is_ok_and(|current| current.ino() == opened) => {
-            drop(lock);
-            self::lock(bpffs, path)
-        }
         Ok(mut lock) => {
             let text = format!("{}\n{}\n", std::process::id(), bpffs.display());
             lock.set_len(0)

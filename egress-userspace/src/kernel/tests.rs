@@ -413,6 +413,29 @@ fn pins_of_a_killed_agent_are_taken_over() {
 }
 
 #[test]
+fn lock_of_a_killed_agent_is_removed_by_the_next_start_of_any() {
+    let (Some(killed), Some(next)) = (Lab::new("lock-killed"), Lab::new("lock-next")) else {
+        return;
+    };
+    // Tests beside this one come and go: only what names these two counts.
+    let locks = || {
+        let files = Path::new("/run/egress").read_dir().unwrap().flatten();
+        let texts = files.map(|file| fs::read_to_string(file.path()).unwrap_or_default());
+        let all: String = texts.collect();
+        [&killed, &next].map(|lab| all.contains(lab.bpffs.to_str().unwrap()))
+    };
+    let capture = Capture::start(&killed.settings()).unwrap();
+    let other = Capture::start(&next.settings()).unwrap();
+    assert_eq!(locks(), [true, true], "that of a running agent stays");
+    other.stop().unwrap();
+    drop(capture);
+    let other = Capture::start(&next.settings()).unwrap();
+    assert_eq!(locks(), [false, true]);
+    other.stop().unwrap();
+    assert_eq!(locks(), [false, false], "a clean stop leaves nothing");
+}
+
+#[test]
 fn link_of_a_removed_cgroup_is_replaced() {
     let Some(lab) = Lab::new("cgroup-gone") else {
         return;

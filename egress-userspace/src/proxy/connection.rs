@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    access_log::Recorder,
+    access_log::{REFUSED_DIRECT, Recorder},
     detect::{Detected, detect},
     exchange::HttpPool,
     http,
@@ -156,7 +156,7 @@ fn identify(
             }
             None => {
                 tracing::debug!(%remote, "connection to the proxy port was not redirected: refused");
-                worker.recorder.connection_refused("not_redirected");
+                worker.recorder.connection_refused(REFUSED_DIRECT);
                 return None;
             }
         },

@@ -4,7 +4,12 @@
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, Request, Response, request::Parts};
+use ::http::{
+    HeaderValue, Request, Response,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request::Parts,
+};
+use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1, http2},
@@ -141,6 +146,11 @@ pub async fn send(
         translate::to_http2(&mut head)?;
     } else {
         translate::to_http1(&mut head, target.forward_proxy);
+        if body.size_hint().exact().is_none() && !head.headers.contains_key(CONTENT_LENGTH) {
+            // hyper takes a GET of unknown length for one without a body.
+            let chunked = HeaderValue::from_static("chunked");
+            head.headers.insert(TRANSFER_ENCODING, chunked);
+        }
     }
     let policy = target.retries;
     let attempts = policy.map_or(0, |policy| policy.attempts);

@@ -8,7 +8,7 @@ use ::http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{
         CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRAILER, TRANSFER_ENCODING, UPGRADE,
+        TRANSFER_ENCODING, UPGRADE,
     },
 };
 
@@ -46,8 +46,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Removes the fields that are for this connection only (RFC 9110 7.6.1), and what `Connection`
-/// names. With `upgrade`, the two fields of the upgrade stay.
+/// names. With `upgrade`, the two fields of the upgrade stay. `TE: trailers` stays, since trailers
+/// are passed on (and `Trailer`, which names them, is for everybody on the way).
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    let trailers = has_token(headers, &TE, "trailers");
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -67,17 +69,17 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if headers.remove(TRANSFER_ENCODING).is_some() {
         headers.remove(CONTENT_LENGTH);
     }
-    let trailers = headers.get(TE).is_some_and(|te| te == "trailers");
     for name in [
         KEEP_ALIVE,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
-        TRAILER,
     ] {
         headers.remove(name);
     }
-    if !trailers {
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
         headers.remove(TE);
     }
     if upgrade {
@@ -90,13 +92,17 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 /// Whether the head asks for (or grants) an upgrade. One to HTTP/2 is not taken (RFC 9113 3.1
 /// withdraws it).
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).is_some_and(|to| to != "h2c")
-        && headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+    headers.get(UPGRADE).is_some_and(|to| to != "h2c") && has_token(headers, &CONNECTION, "upgrade")
+}
+
+/// Whether a field that is a list of tokens has this one, in whatever case.
+fn has_token(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// Applies one direction of a rule's or destination's edits: remove, set, add.
@@ -202,10 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn te_trailers_stays() {
-        let mut headers = map(&[("te", "trailers")]);
+    fn te_trailers_and_trailer_stay() {
+        let mut headers = map(&[
+            ("connection", "TE"),
+            ("te", "gzip, Trailers"),
+            ("trailer", "x-sum"),
+        ]);
         remove_hop_by_hop(&mut headers, false);
-        assert_eq!(headers, map(&[("te", "trailers")]));
+        assert_eq!(headers, map(&[("te", "trailers"), ("trailer", "x-sum")]));
     }
 
     #[test]

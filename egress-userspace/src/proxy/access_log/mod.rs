@@ -17,7 +17,7 @@ pub mod sink;
 
 pub use format::{Format, FormatError, compile};
 pub use recorder::{AccessLog, Recorder};
-pub use series::{Totals, TrafficLabels};
+pub use series::{REFUSED_DIRECT, Totals, TrafficLabels};
 pub use sink::{Destination, SinkError};
 
 use std::{

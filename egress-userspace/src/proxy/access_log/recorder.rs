@@ -210,7 +210,8 @@ impl Recorder {
     }
 
     /// Counts a connection that was closed before it became a record: made straight to the
-    /// listener (`direct`), over a limit, ... `reason` becomes a label, so it is one of few.
+    /// listener ([`REFUSED_DIRECT`](super::REFUSED_DIRECT)), over a limit, ... `reason` becomes a label, so
+    /// it is one of few.
     pub fn connection_refused(&self, reason: &'static str) {
         lock(&self.worker.state).series.connection_refused(reason);
     }
@@ -230,7 +231,10 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{super::tests::empty_record, *};
+    use super::{
+        super::{REFUSED_DIRECT, tests::empty_record},
+        *,
+    };
 
     /// A path in the temporary directory that is removed when dropped.
     struct Scratch(PathBuf);
@@ -358,11 +362,11 @@ mod tests {
         let log = AccessLog::start(Destination::Off, Format::istio_text()).unwrap();
         for recorder in [log.recorder(), log.recorder()] {
             recorder.record(&empty_record());
-            recorder.connection_refused("direct");
+            recorder.connection_refused(REFUSED_DIRECT);
         }
         let totals = log.totals();
         assert_eq!(totals.tcp.len(), 1);
         assert_eq!(totals.tcp.values().next().unwrap().closed, 2);
-        assert_eq!(totals.refused["direct"], 2);
+        assert_eq!(totals.refused[REFUSED_DIRECT], 2);
     }
 }

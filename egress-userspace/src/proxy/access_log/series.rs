@@ -108,6 +108,9 @@ pub struct TcpValues {
     pub received_bytes: u64,
 }
 
+/// Why a connection is refused: it was made straight to the proxy, not redirected by the kernel.
+pub const REFUSED_DIRECT: &str = "direct";
+
 /// The sums over all workers, sorted by label text. Labels are rendered without braces.
 #[derive(Debug, Clone, Default)]
 pub struct Totals {
