@@ -182,7 +182,7 @@ impl Explainer {
         };
         let mut why = Why::on();
         let decision = table.decide(&question, 0, &mut why);
-        let steps = why.steps().to_vec();
+        let steps = why.into_steps();
         let json = render(&decision, &question, request, &headers, &steps);
         Ok(Explanation { json, steps })
     }
@@ -410,7 +410,8 @@ fn forwarded(
 ) -> Map<String, Value> {
     let route = &forward.route;
     let chosen = &route.destinations[forward.chosen];
-    let destination = &chosen.destination;
+    let destination = &forward.destination;
+    let client = question.namespace();
     let mut out = Map::new();
     let mut set = |key: &str, value: Value| {
         out.insert(key.to_owned(), value);
@@ -418,7 +419,7 @@ fn forwarded(
     let sharing: Vec<_> = route.destinations.iter().filter(|d| d.weight > 0).collect();
     if sharing.len() > 1 {
         let split = sharing.iter().map(|d| {
-            let mut share = named(&d.destination);
+            let mut share = named(d.destination.on_behalf_of(client));
             share["share"] = json!(f64::from(d.weight) / f64::from(route.total_weight));
             share
         });
@@ -434,7 +435,7 @@ fn forwarded(
     set("load_balancer", json!("LEAST_REQUEST"));
     set("upstream_tls", Value::Null);
     let mirrors = route.mirrors.iter().map(|mirror| {
-        let mut shown = named(&mirror.destination);
+        let mut shown = named(mirror.destination.on_behalf_of(client));
         shown["share"] = json!(mirror.share.as_percent() / 100.0);
         shown
     });

@@ -24,8 +24,10 @@ use super::{
     validate::{self, Finding, Findings, Subject},
 };
 use crate::routing::{
+    destination_rule::DestinationRule,
     gateway::Gateway,
     service::{Origin, Service},
+    sidecar::Sidecar,
     virtual_service::VirtualService,
 };
 
@@ -56,10 +58,8 @@ pub(super) enum Object {
     ServiceEntry(Vec<Arc<Service>>),
     Gateway(Arc<Gateway>),
     VirtualService(Arc<VirtualService>),
-    /// Checked; no data path yet.
-    DestinationRule,
-    /// Checked; no data path yet.
-    Sidecar,
+    DestinationRule(Arc<DestinationRule>),
+    Sidecar(Arc<Sidecar>),
 }
 
 /// What validation needs beside the document.
@@ -288,13 +288,11 @@ fn build(
         "DestinationRule" => {
             let raw: istio::DestinationRule = typed(spec, findings)?;
             let subject = subject(&mesh.default_destination_rule_export_to);
-            validate::destination_rule(&raw, &subject, findings);
-            Object::DestinationRule
+            Object::DestinationRule(validate::destination_rule(&raw, &subject, findings))
         }
         "Sidecar" => {
             let raw: istio::Sidecar = typed(spec, findings)?;
-            validate::sidecar(&raw, findings);
-            Object::Sidecar
+            Object::Sidecar(validate::sidecar(&raw, &subject(&[]), findings))
         }
         _ => return None,
     })

@@ -10,12 +10,18 @@ use serde_yaml::{Mapping, Value};
 
 use super::{
     field::{self, FieldPath, Segment, Shown},
-    istio::{MESH_CONFIG_FIELDS, MeshOutboundMode, RawAccessLogEncoding, RawMeshConfig},
+    istio::{
+        MESH_CONFIG_FIELDS, MeshH2UpgradePolicy, MeshOutboundMode, RawAccessLogEncoding,
+        RawMeshConfig,
+    },
     problem::{Problem, Severity},
     source::lines,
     validate::{self, Finding, Findings},
 };
-use crate::routing::table::{MeshDefaults, OutboundPolicy};
+use crate::routing::{
+    destination_rule::Http2Upgrade,
+    table::{MeshDefaults, OutboundPolicy},
+};
 
 /// A valid MeshConfig; `default()` is Istio's default.
 #[derive(Debug, Clone, PartialEq)]
@@ -251,6 +257,10 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
             outbound,
             connect_timeout: connect_timeout.unwrap_or(defaults.connect_timeout),
             retries,
+            http2: match raw.h2_upgrade_policy {
+                MeshH2UpgradePolicy::DoNotUpgrade => Http2Upgrade::DoNotUpgrade,
+                MeshH2UpgradePolicy::Upgrade => Http2Upgrade::Upgrade,
+            },
             root_namespace: raw.root_namespace.unwrap_or(defaults.root_namespace),
         },
         access_log_file: raw.access_log_file,

@@ -121,7 +121,8 @@ impl InEffect {
                 }
                 Object::Gateway(gateway) => objects.gateways.push(Arc::clone(gateway)),
                 Object::VirtualService(vs) => objects.virtual_services.push(Arc::clone(vs)),
-                Object::DestinationRule | Object::Sidecar => {}
+                Object::DestinationRule(rule) => objects.destination_rules.push(Arc::clone(rule)),
+                Object::Sidecar(sidecar) => objects.sidecars.push(Arc::clone(sidecar)),
             }
         }
         objects

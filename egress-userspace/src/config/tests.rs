@@ -996,9 +996,9 @@ fn destination_rules_and_sidecars_are_checked() {
 #[test]
 fn what_has_no_data_path_is_a_warning() {
     for (kind, spec, field) in [
-        ("DestinationRule", "host: a.com".to_owned(), "spec"),
-        ("Sidecar", "egress: [{hosts: ['./*', '~/*', '~x/*.a.com']}]".into(), "spec"),
-        ("VirtualService", http("delegate: {name: x}"), "spec.http[0].delegate"),
+        ("DestinationRule", "host: a.com\ntrafficPolicy: {loadBalancer: {simple: RANDOM}}".to_owned(), "spec.trafficPolicy.loadBalancer"),
+        ("DestinationRule", "host: a.com\ntrafficPolicy: {tls: {mode: SIMPLE}}".into(), "spec.trafficPolicy.tls"),
+        ("Sidecar", "egress: [{bind: 127.0.0.1, hosts: ['./*', '~/*', '~x/*.a.com']}]".into(), "spec.egress[0].bind"),
         ("VirtualService", http(&format!("{ROUTE}\nretries: {{attempts: 1, retryRemoteLocalities: true}}")), "spec.http[0].retries.retryRemoteLocalities"),
         ("VirtualService", http(&format!("{ROUTE}\nheaders: {{request: {{set: {{a: '%HOSTNAME%'}}}}}}")), "spec.http[0].headers.request.set.a"),
         ("VirtualService", http(&format!("{ROUTE}\nmatch: [{{statPrefix: x}}]")), "spec.http[0].match[0].statPrefix"),

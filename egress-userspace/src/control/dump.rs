@@ -169,6 +169,9 @@ fn virtual_service(object: &VirtualService) -> Value {
                 HttpAction::Route(destinations) => json!({"route": route(destinations)}),
                 HttpAction::Redirect(redirect) => json!({"redirect": redirect.status}),
                 HttpAction::DirectResponse { status, .. } => json!({"directResponse": status}),
+                HttpAction::Delegate(to) => {
+                    json!({"delegate": format!("{}/{}", to.namespace, to.name)})
+                }
             },
             "timeout": rule.timeout.map(duration),
         })

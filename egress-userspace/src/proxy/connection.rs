@@ -218,8 +218,9 @@ async fn undeclared(
     seen: Bytes,
     peer: Arc<Peer>,
 ) -> io::Result<()> {
+    let policy = snapshot.table.outbound_policy(peer.workload.as_deref());
     let relay = match peer.original {
-        Some(_) if snapshot.table.outbound_policy() == OutboundPolicy::AllowAny => {
+        Some(_) if policy == OutboundPolicy::AllowAny => {
             Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout)
         }
         Some(_) => Relay::refused(peer, "BlackHoleCluster"),

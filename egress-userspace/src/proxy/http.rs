@@ -334,7 +334,7 @@ async fn forward_to(
     exchange: &mut Exchange,
 ) -> Result<Answer, DataError> {
     let chosen = &forward.route.destinations[forward.chosen];
-    let destination = &chosen.destination;
+    let destination = &forward.destination;
     exchange.outcome.upstream.destination = Some(destination.clone());
     let (mut outgoing, client) = outgoing(parts, body, exchange);
     if let Some(path) = &forward.path {
@@ -361,7 +361,7 @@ async fn forward_to(
     let worker = &connection.worker;
     let original = connection.peer.original;
     if !forward.route.mirrors.is_empty() && !outgoing.upgrade {
-        mirror::start(worker, &forward.route, &mut outgoing, original);
+        mirror::start(connection, &forward.route, &mut outgoing);
     }
     let connect = outgoing.head.method == Method::CONNECT;
     let upstream = &mut exchange.outcome.upstream;

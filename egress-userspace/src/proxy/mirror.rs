@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::{
-    connection::Worker,
+    connection::{HttpConnection, Worker},
     error::DataError,
     exchange::Upstream,
     forward::{Outgoing, Target, send},
@@ -20,14 +20,12 @@ use crate::routing::decision::{Destination, Endpoints, Route};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the copies that a route wants of a request.
-pub fn start(
-    worker: &Arc<Worker>,
-    route: &Route,
-    request: &mut Outgoing,
-    original: Option<SocketAddr>,
-) {
+pub fn start(connection: &HttpConnection, route: &Route, request: &mut Outgoing) {
+    let (worker, peer) = (&connection.worker, &connection.peer);
+    let namespace = peer.workload.as_ref().map_or("", |w| w.namespace.as_str());
+    let original = peer.original;
     for mirror in &route.mirrors {
-        let destination = &mirror.destination;
+        let destination = mirror.destination.on_behalf_of(namespace);
         if !mirror.share.includes((random() >> 32) as u32)
             || destination.endpoints == Endpoints::Missing
         {

@@ -91,7 +91,7 @@ pub fn decide(
     let Decision { action, .. } = snapshot.table.decide(&question, draw, &mut Why::off());
     let mut relay = match action {
         Action::Forward(forward) => {
-            let destination = forward.destination().clone();
+            let destination = forward.destination;
             let mut relay = Relay::new(peer, "", Next::Destination(destination.clone()));
             relay.upstream.destination = Some(destination);
             relay

@@ -22,12 +22,10 @@ pub fn first_match<'r>(
     for (service, rule) in rules {
         let origin = &service.source.origin;
         let Some((block, name)) = rule.matches(request) else {
-            why.step(|| {
-                let index = rule.index;
-                Step::about(
-                    origin,
-                    format!("{origin} http[{index}] does not match the request"),
-                )
+            why.runner_up(|| {
+                let reason = rule.mismatch(request);
+                let text = format!("{} does not match: {reason}", rule.place(origin));
+                Step::about(origin, text)
             });
             continue;
         };
@@ -35,7 +33,7 @@ pub fn first_match<'r>(
             let conditions = describe(block, gateway);
             Step::about(
                 origin,
-                format!("{origin} http[{}] matched ({conditions})", rule.index),
+                format!("{} matched ({conditions})", rule.place(origin)),
             )
         });
         return Some(Decision {
@@ -48,15 +46,16 @@ pub fn first_match<'r>(
     None
 }
 
-/// Forwards by a route, after the draw.
+/// Forwards by a route for a client of a namespace, after the draw.
 pub fn forward(
     route: &Arc<Route>,
     draw: u32,
+    client: &str,
     rewritten: (Option<Arc<str>>, Option<String>),
     why: &mut Why,
 ) -> Action {
     let chosen = route.choose(draw);
-    let destination = &route.destinations[chosen].destination;
+    let destination = route.destinations[chosen].destination.on_behalf_of(client);
     if destination.endpoints == Endpoints::Missing {
         why.step(|| {
             let (host, port) = (&destination.host, destination.port);
@@ -88,10 +87,14 @@ pub fn forward(
             None => Step::plain(text),
         }
     });
+    if let Some(rule) = &destination.rule {
+        why.step(|| Step::about(rule, format!("{rule} applies to {}", destination.cluster)));
+    }
     let (authority, path) = rewritten;
     Action::Forward(Forward {
         route: route.clone(),
         chosen,
+        destination: destination.clone(),
         authority,
         path,
     })
@@ -119,7 +122,8 @@ fn action(
                 ),
                 None => (None, None),
             };
-            forward(routes.on(request.port), draw, rewritten, why)
+            let route = routes.on(request.port);
+            forward(route, draw, request.namespace(), rewritten, why)
         }
         CompiledAction::Redirect(redirect, headers) => Action::Redirect {
             status: redirect.status,
@@ -206,14 +210,11 @@ fn describe(block: Option<&HttpMatch>, gateway: &str) -> String {
     };
     parts.extend(block.port.map(|port| format!("port={port}")));
     let mut condition = |name: &str, condition: &Option<StringMatch>| {
-        if let Some(condition) = condition {
-            parts.push(match condition {
-                StringMatch::Exact(text) => format!("{name}={text}"),
-                StringMatch::Prefix(text) => format!("{name}={text}*"),
-                StringMatch::Regex(regex) => format!("{name}~{regex}"),
-                StringMatch::Present => format!("{name} present"),
-            });
-        }
+        parts.extend(
+            condition
+                .as_ref()
+                .map(|condition| format!("{name}{condition}")),
+        );
     };
     condition("uri", &block.uri);
     condition("method", &block.method);

@@ -9,7 +9,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     retry::RetryPolicy,
-    service::{Protocol, Service},
+    service::{Origin, Protocol, Service},
     virtual_service::{CorsPolicy, Fault, HeaderOperations, Share},
 };
 use crate::workload::Workload;
@@ -28,6 +28,13 @@ pub struct Request<'a> {
     pub names_of_ip: &'a [String],
     /// What was seen on the connection.
     pub traffic: Traffic<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// The caller's namespace; "" when it is unknown.
+    pub fn namespace(&self) -> &'a str {
+        self.source.map_or("", |source| source.namespace.as_str())
+    }
 }
 
 /// The protocol-specific half of a [`Request`].
@@ -122,6 +129,8 @@ pub struct Forward {
     pub route: Arc<Route>,
     /// Index into `route.destinations` of the destination that was drawn.
     pub chosen: usize,
+    /// That destination, for this client.
+    pub destination: Arc<Destination>,
     /// Authority the upstream will see; `None`: as sent.
     pub authority: Option<Arc<str>>,
     /// Path with query the upstream will see; `None`: as sent.
@@ -140,13 +149,6 @@ impl Route {
             ticket -= weight;
         }
         self.destinations.len().saturating_sub(1)
-    }
-}
-
-impl Forward {
-    /// The destination that was drawn.
-    pub fn destination(&self) -> &Arc<Destination> {
-        &self.route.destinations[self.chosen].destination
     }
 }
 
@@ -171,7 +173,7 @@ pub struct Route {
 #[derive(Debug)]
 pub struct MirrorTo {
     /// The destination; [`Endpoints::Missing`] gets nothing.
-    pub destination: Arc<Destination>,
+    pub destination: ByClient,
     /// How many requests are copied.
     pub share: Share,
 }
@@ -182,9 +184,26 @@ pub struct WeightedDestination {
     /// Share = weight / [`Route::total_weight`].
     pub weight: u32,
     /// The destination.
-    pub destination: Arc<Destination>,
+    pub destination: ByClient,
     /// Destination-level header edits.
     pub headers: HeaderOperations,
+}
+
+/// A destination, which DestinationRules may make another one for clients of some namespaces.
+#[derive(Debug, Clone)]
+pub struct ByClient {
+    /// For everybody else.
+    pub any: Arc<Destination>,
+    /// By the client's namespace.
+    pub of: Vec<(String, Arc<Destination>)>,
+}
+
+impl ByClient {
+    /// The destination for a client of a namespace.
+    pub fn on_behalf_of(&self, namespace: &str) -> &Arc<Destination> {
+        let own = self.of.iter().find(|(of, _)| of == namespace);
+        own.map_or(&self.any, |(_, destination)| destination)
+    }
 }
 
 /// A destination after all levels of policy: what Envoy calls a cluster. Shared by every rule of
@@ -209,6 +228,10 @@ pub struct Destination {
     pub endpoints: Endpoints,
     /// Time for one TCP connect (Istio default 10 s).
     pub connect_timeout: Duration,
+    /// The DestinationRule in force.
+    pub rule: Option<Arc<Origin>>,
+    /// It asks for TLS, which is not originated yet: nothing is sent in plain text instead.
+    pub wants_tls: bool,
 }
 
 /// The HTTP version towards a destination.
@@ -258,7 +281,11 @@ pub struct EndpointTarget {
 #[derive(Debug, Default)]
 pub struct Why {
     steps: Option<Vec<Step>>,
+    runners_up: usize,
 }
+
+/// Objects and rules that were considered and lost are named up to this many.
+const MAX_RUNNERS_UP: usize = 20;
 
 /// One step, and the object it speaks of.
 #[derive(Debug, Clone)]
@@ -266,12 +293,12 @@ pub struct Step {
     /// One sentence.
     pub text: Cow<'static, str>,
     /// The object with its file and line, when one is meant.
-    pub origin: Option<Arc<super::service::Origin>>,
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Step {
     /// A step that speaks of one object.
-    pub fn about(origin: &Arc<super::service::Origin>, text: String) -> Self {
+    pub fn about(origin: &Arc<Origin>, text: String) -> Self {
         Self {
             text: text.into(),
             origin: Some(origin.clone()),
@@ -290,13 +317,14 @@ impl Step {
 impl Why {
     /// Records nothing.
     pub fn off() -> Self {
-        Self { steps: None }
+        Self::default()
     }
 
     /// Records every step.
     pub fn on() -> Self {
         Self {
             steps: Some(Vec::new()),
+            runners_up: 0,
         }
     }
 
@@ -307,8 +335,27 @@ impl Why {
         }
     }
 
-    /// The steps recorded so far, in order.
-    pub fn steps(&self) -> &[Step] {
-        self.steps.as_deref().unwrap_or_default()
+    /// Whether steps are recorded.
+    pub fn is_on(&self) -> bool {
+        self.steps.is_some()
+    }
+
+    /// Adds a step about what was considered and lost; only counts beyond a limit.
+    pub fn runner_up(&mut self, make: impl FnOnce() -> Step) {
+        if let Some(steps) = &mut self.steps {
+            self.runners_up += 1;
+            if self.runners_up <= MAX_RUNNERS_UP {
+                steps.push(make());
+            }
+        }
+    }
+
+    /// The steps recorded, in order.
+    pub fn into_steps(self) -> Vec<Step> {
+        let mut steps = self.steps.unwrap_or_default();
+        if let Some(more @ 1..) = self.runners_up.checked_sub(MAX_RUNNERS_UP) {
+            steps.push(Step::plain(format!("{more} more were considered")));
+        }
+        steps
     }
 }

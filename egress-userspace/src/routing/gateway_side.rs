@@ -10,13 +10,16 @@ use std::{
 use super::{
     carry_out::{first_match, forward},
     decision::{Action, Decision, Request, Step, Traffic, Why},
+    delegate,
     gateway::{Gateway, GatewayName, Server},
     host::{self, HostMap, HostPattern},
     mesh_side::{no_name, no_route},
     registry::Registry,
-    rules::{CompiledRule, CompiledService, Compiler, For},
+    rule_index::RuleIndex,
+    rules::{CompiledService, Compiler, For, positions},
     service::Protocol,
     table::Objects,
+    virtual_service::VirtualService,
 };
 
 /// The gateway workload for which a table is compiled.
@@ -33,6 +36,7 @@ pub struct GatewayProxy<'a> {
 /// The compiled side of one gateway workload.
 #[derive(Debug)]
 pub struct GatewaySide {
+    namespace: String,
     ports: BTreeMap<u16, Port>,
     /// Every VirtualService and Gateway, for the runners-up of an explanation.
     considered: Considered,
@@ -52,12 +56,15 @@ struct Host {
     services: Vec<Arc<CompiledService>>,
     /// `(service, rule)` in the order of row 5.6: catch-alls last.
     http: Vec<(usize, usize)>,
+    /// Of `http`.
+    index: Option<RuleIndex>,
 }
 
 #[derive(Debug)]
 struct Considered {
-    gateways: Vec<(Arc<Gateway>, bool)>,
-    services: Vec<Arc<super::virtual_service::VirtualService>>,
+    /// Each with why it is not this workload's; `None`: it is.
+    gateways: Vec<(Arc<Gateway>, Option<&'static str>)>,
+    services: Vec<Arc<VirtualService>>,
     selected: Vec<GatewayName>,
 }
 
@@ -67,15 +74,15 @@ impl GatewaySide {
         let gateways: Vec<_> = objects
             .gateways
             .iter()
-            .map(|g| (g.clone(), selects(g, proxy)))
+            .map(|g| (g.clone(), passed_over(g, proxy)))
             .collect();
         let selected: Vec<_> = gateways
             .iter()
-            .filter(|(_, yes)| *yes)
+            .filter(|(_, reason)| reason.is_none())
             .map(|(g, _)| gateway_name(g))
             .collect();
         let mut ports = BTreeMap::new();
-        for (gateway, _) in gateways.iter().filter(|(_, yes)| *yes) {
+        for (gateway, _) in gateways.iter().filter(|(_, reason)| reason.is_none()) {
             for server in &gateway.servers {
                 ports.entry(server.port).or_insert_with(|| Port {
                     protocol: server.protocol,
@@ -83,15 +90,15 @@ impl GatewaySide {
                 });
             }
         }
-        let mut compiler = Compiler::new(registry, &objects.mesh);
-        for vs in &objects.virtual_services {
+        let mut compiler = Compiler::new(registry, &objects.mesh, Some(proxy.namespace));
+        for vs in &delegate::merge(&objects.virtual_services) {
             let bound = vs.gateways.iter().any(|g| selected.contains(g));
             if !bound || !vs.export_to.covers(proxy.namespace) {
                 continue;
             }
             // One compilation for each Gateway: `match.gateways` may name one of several.
             let mut compiled = HashMap::new();
-            for (gateway, _) in gateways.iter().filter(|(_, yes)| *yes) {
+            for (gateway, _) in gateways.iter().filter(|(_, reason)| reason.is_none()) {
                 let name = gateway_name(gateway);
                 if !vs.gateways.contains(&name) {
                     continue;
@@ -114,7 +121,11 @@ impl GatewaySide {
                 }
             }
         }
+        for port in ports.values_mut() {
+            port.hosts.for_each_mut(Host::finish);
+        }
         Self {
+            namespace: proxy.namespace.to_owned(),
             ports,
             considered: Considered {
                 gateways,
@@ -158,17 +169,21 @@ impl GatewaySide {
             self.explain_nothing(request.port, &name, why);
             return no_route(None);
         };
-        let rules = found.http.iter().filter_map(|&(service, rule)| {
-            let service = found.services.get(service)?;
-            Some((service.as_ref(), service.http.get(rule)?))
+        let positions = positions(found.index.as_ref(), found.http.len(), request, why.is_on());
+        let rules = positions.filter_map(|at| {
+            let (service, rule) = found.http.get(at)?;
+            let service = found.services.get(*service)?;
+            Some((service.as_ref(), service.http.get(*rule)?))
         });
-        let surviving = rules.filter(|(_, rule): &(_, &CompiledRule)| rule.survives(request));
-        let gateway = found.services.first().map_or_else(String::new, |service| {
-            self.bound_to(&service.source)
-                .map(display)
-                .unwrap_or_default()
-        });
-        first_match(surviving, &gateway, request, draw, why).unwrap_or_else(|| {
+        let bound = |service: &Arc<CompiledService>| {
+            let gateway = self.bound_to(&service.source);
+            gateway.map(display).unwrap_or_default()
+        };
+        let gateway = match found.services.first() {
+            Some(service) if why.is_on() => bound(service),
+            _ => String::new(),
+        };
+        first_match(rules, &gateway, request, draw, why).unwrap_or_else(|| {
             why.step(|| Step::plain(format!("no http rule matches {name}:{}", request.port)));
             self.explain_nothing(request.port, &name, why);
             no_route(found.services.first().map(|service| service.name.clone()))
@@ -212,7 +227,10 @@ impl GatewaySide {
                     Step::about(origin, format!("{origin} {field}[{}] matched", rule.index))
                 });
                 return Decision {
-                    action: forward(rule.route.on(request.port), draw, (None, None), why),
+                    action: {
+                        let route = rule.route.on(request.port);
+                        forward(route, draw, &self.namespace, (None, None), why)
+                    },
                     route_name: no_name(),
                     virtual_service: Some(service.name.clone()),
                     before: None,
@@ -227,7 +245,7 @@ impl GatewaySide {
         closed()
     }
 
-    fn bound_to(&self, vs: &super::virtual_service::VirtualService) -> Option<&GatewayName> {
+    fn bound_to(&self, vs: &VirtualService) -> Option<&GatewayName> {
         self.considered
             .selected
             .iter()
@@ -235,22 +253,27 @@ impl GatewaySide {
     }
 
     /// Whether a selected Gateway that the object is bound to admits the host on the port.
-    fn admitted(&self, vs: &super::virtual_service::VirtualService, port: u16, host: &str) -> bool {
+    fn admitted(&self, vs: &VirtualService, port: u16, host: &str) -> bool {
         self.considered
             .gateways
             .iter()
-            .filter(|(gateway, selects)| *selects && vs.gateways.contains(&gateway_name(gateway)))
+            .filter(|(gateway, reason)| {
+                reason.is_none() && vs.gateways.contains(&gateway_name(gateway))
+            })
             .any(|(gateway, _)| admits(gateway, port, host))
     }
 
     /// Records which Gateways and VirtualServices were considered and why none fits.
     fn explain_nothing(&self, port: u16, host: &str, why: &mut Why) {
+        if !why.is_on() {
+            return;
+        }
         why.step(|| Step::plain(format!("no route for {host} on port {port}")));
-        for (gateway, selects) in &self.considered.gateways {
-            why.step(|| {
+        for (gateway, passed_over) in &self.considered.gateways {
+            why.runner_up(|| {
                 let origin = &gateway.origin;
-                let reason = if !selects {
-                    "its selector does not match this gateway's labels".to_owned()
+                let reason = if let Some(reason) = passed_over {
+                    (*reason).to_owned()
                 } else if !gateway.servers.iter().any(|s| s.port == port) {
                     format!("it has no server on port {port}")
                 } else if !admits(gateway, port, host) {
@@ -261,8 +284,12 @@ impl GatewaySide {
                 Step::about(origin, format!("{origin} was considered: {reason}"))
             });
         }
-        for vs in &self.considered.services {
-            why.step(|| {
+        // Those that have the host first: there may be thousands of others.
+        let has_host = |vs: &&Arc<VirtualService>| vs.hosts.iter().any(|h| h.matches(host));
+        let services = &self.considered.services;
+        let others = services.iter().filter(|vs| !has_host(vs));
+        for vs in services.iter().filter(has_host).chain(others) {
+            why.runner_up(|| {
                 let origin = &vs.origin;
                 let reason = if !vs.hosts.iter().any(|h| h.matches(host)) {
                     format!("host {host} is not among its hosts")
@@ -287,15 +314,19 @@ impl GatewaySide {
     }
 }
 
-fn selects(gateway: &Gateway, proxy: GatewayProxy<'_>) -> bool {
+/// Why a Gateway is not this workload's.
+fn passed_over(gateway: &Gateway, proxy: GatewayProxy<'_>) -> Option<&'static str> {
     let named = proxy.only.is_none_or(|(namespace, name)| {
         *namespace == gateway.origin.namespace && *name == gateway.origin.name
     });
-    named
-        && gateway
-            .selector
-            .iter()
-            .all(|(key, value)| proxy.labels.get(key) == Some(value))
+    let mut labels = gateway.selector.iter();
+    if !labels.all(|(key, value)| proxy.labels.get(key) == Some(value)) {
+        Some("its selector does not match this gateway's labels")
+    } else if !named {
+        Some("another Gateway was asked about")
+    } else {
+        None
+    }
 }
 
 fn gateway_name(gateway: &Gateway) -> GatewayName {
@@ -349,8 +380,16 @@ fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Arc<Compil
     host.services.push(service.clone());
     host.http
         .extend((0..service.http.len()).map(|rule| (at, rule)));
-    let services = &host.services;
-    // Stable: keeps creation order within both halves.
-    host.http
-        .sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+}
+
+impl Host {
+    /// Orders the rules when all are there.
+    fn finish(&mut self) {
+        let services = &self.services;
+        // Stable: keeps creation order within both halves.
+        self.http
+            .sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+        let rules = self.http.iter().map(|&(s, r)| &*services[s].http[r].rule);
+        self.index = RuleIndex::new(rules);
+    }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! StringMatch: exact, prefix, regex, presence.
 
+use std::fmt;
+
 use regex::{Regex, RegexBuilder};
 
 /// Longest pattern (istio validation: `regex` at most 1024 bytes).
@@ -56,6 +58,24 @@ impl StringMatch {
                 .get(..text.len())
                 .is_some_and(|head| head.eq_ignore_ascii_case(text.as_bytes())),
             Self::Regex(_) | Self::Present => self.matches(value),
+        }
+    }
+}
+
+impl fmt::Display for StringMatch {
+    /// `=text`, `=text*`, `~regex`, or `(present)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "={text}"),
+            Self::Prefix(text) => write!(f, "={text}*"),
+            Self::Regex(regex) => {
+                let anchored = regex.as_str();
+                let written = anchored
+                    .strip_prefix("^(?:")
+                    .and_then(|r| r.strip_suffix(")$"));
+                write!(f, "~{}", written.unwrap_or(anchored))
+            }
+            Self::Present => f.write_str("(present)"),
         }
     }
 }

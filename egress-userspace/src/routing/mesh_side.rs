@@ -9,18 +9,25 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use http::Method;
+
 use super::{
     carry_out::{first_match, forward},
-    decision::{Action, Decision, Request, Route, Step, Traffic, WeightedDestination, Why},
+    decision::{
+        Action, ByClient, Decision, Request, Route, Step, Traffic, WeightedDestination, Why,
+    },
+    delegate,
     gateway::GatewayName,
     host::{self, HostMap, HostPattern},
     registry::{Registry, ServiceAt},
     retry::RetryPolicy,
     rules::{CompiledService, Compiler, For},
     service::{Protocol, Service},
+    sidecar::{Client, Sidecars},
     table::{Objects, OutboundPolicy},
     virtual_service::HeaderOperations,
 };
+use crate::workload::Workload;
 
 /// The port on which a VirtualService applies to a host that no service registers (row 5.9).
 const UNREGISTERED_PORT: u16 = 80;
@@ -33,6 +40,9 @@ pub struct MeshSide {
     /// Default routes by service identity and port.
     defaults: HashMap<(usize, u16), Arc<Route>>,
     policy: OutboundPolicy,
+    sidecars: Sidecars,
+    /// Where unknown traffic goes under a Sidecar's egressProxy, by the Sidecar's identity.
+    proxies: HashMap<usize, Arc<Route>>,
 }
 
 /// The VirtualServices of one host pattern.
@@ -61,12 +71,12 @@ impl Candidates {
 impl MeshSide {
     /// Compiles every VirtualService that is bound to `mesh`.
     pub fn build(objects: &Objects, registry: &Registry) -> Self {
-        let mut compiler = Compiler::new(registry, &objects.mesh);
+        let mut compiler = Compiler::new(registry, &objects.mesh, None);
         let mut by_host = HostMap::<Candidates>::default();
         let mesh = For {
             gateways: &[GatewayName::Mesh],
         };
-        for source in &objects.virtual_services {
+        for source in &delegate::merge(&objects.virtual_services) {
             if !source.gateways.contains(&GatewayName::Mesh) {
                 continue;
             }
@@ -84,16 +94,47 @@ impl MeshSide {
             .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
             .map(|(service, port)| {
                 let retries = port.protocol.is_http().then(|| retries.clone()).flatten();
-                (
-                    key(service, port.number),
-                    default_route(registry, (service, port), retries),
-                )
+                let destination = registry.of_service((service, port));
+                (key(service, port.number), plain_route(destination, retries))
+            })
+            .collect();
+        let proxies = objects
+            .sidecars
+            .iter()
+            .filter_map(|sidecar| {
+                let to = sidecar.outbound.as_ref()?.proxy.as_ref()?;
+                let destination = compiler.destination(to, 0, &sidecar.origin.namespace);
+                Some((
+                    Arc::as_ptr(sidecar) as usize,
+                    plain_route(destination, None),
+                ))
             })
             .collect();
         Self {
             by_host,
             defaults,
             policy: objects.mesh.outbound,
+            sidecars: Sidecars::new(&objects.sidecars, &objects.mesh.root_namespace),
+            proxies,
+        }
+    }
+
+    /// What is done with unknown destinations of a caller (row 1.6).
+    pub fn outbound_policy(&self, source: Option<&Workload>) -> OutboundPolicy {
+        let sidecar = self.sidecars.of(source);
+        let own = sidecar.and_then(|sidecar| sidecar.outbound.as_ref());
+        own.map_or(self.policy, |outbound| outbound.mode)
+    }
+
+    fn client<'a>(&'a self, request: &Request<'a>, why: &mut Why) -> Client<'a> {
+        let sidecar = self.sidecars.of(request.source);
+        if let Some(sidecar) = sidecar {
+            let origin = &sidecar.origin;
+            why.step(|| Step::about(origin, format!("{origin} is in force for the caller")));
+        }
+        Client {
+            namespace: request.namespace(),
+            sidecar,
         }
     }
 
@@ -106,7 +147,9 @@ impl MeshSide {
         why: &mut Why,
     ) -> Decision {
         match request.traffic {
-            Traffic::Http { host, .. } => self.http(registry, request, host, draw, why),
+            Traffic::Http { method, host, .. } => {
+                self.http(registry, request, (method, host), draw, why)
+            }
             Traffic::Tls { sni } => self.tls(registry, request, sni, draw, why),
             Traffic::Tcp => self.tcp(registry, request, draw, why),
         }
@@ -116,21 +159,36 @@ impl MeshSide {
         &self,
         registry: &Registry,
         request: &Request<'_>,
-        sent_host: &str,
+        (method, sent_host): (&Method, &str),
         draw: u32,
         why: &mut Why,
     ) -> Decision {
         let host = host::normalize(sent_host);
-        let namespace = client_namespace(request);
+        let client = self.client(request, why);
         // Row 5.10: what is declared as something else is not routed by http rules.
         let service = registry
-            .find(&host, request.port, namespace)
+            .find(&host, request.port, client)
             .filter(|(_, port)| matches!(port.protocol.family(), Protocol::Http | Protocol::Auto));
         note_service(service, &host, request.port, why);
-        if let Some(vs) = self.virtual_service(&host, request.port, service, namespace, why) {
-            let mut surviving = vs.http.iter().filter(|r| r.survives(request)).peekable();
-            if surviving.peek().is_some() {
-                let rules = surviving.map(|rule| (vs.as_ref(), rule));
+        let forward_proxy = || {
+            let address = request.destination_ip?;
+            let names = request.names_of_ip;
+            let found = registry.find_by_address(address, request.port, names, client)?;
+            (found.1.protocol == Protocol::HttpProxy).then_some(found)
+        };
+        if *method == Method::CONNECT {
+            // Row 5b.17: rules are for requests, not for tunnels.
+            return match forward_proxy() {
+                Some(proxy) => self.default_of(proxy, draw, client, why),
+                None => {
+                    why.step(|| Step::plain("CONNECT is for ports of protocol HTTP_PROXY only"));
+                    no_route(None)
+                }
+            };
+        }
+        if let Some(vs) = self.virtual_service(&host, request.port, service, client, why) {
+            if vs.http.iter().any(|rule| rule.survives(request)) {
+                let rules = vs.candidates(request, why.is_on());
                 return first_match(rules, "mesh", request, draw, why).unwrap_or_else(|| {
                     why.step(|| {
                         let origin = &vs.source.origin;
@@ -149,8 +207,12 @@ impl MeshSide {
             });
         }
         match service {
-            Some(service) => self.default_of(service, draw, why),
-            None => self.unknown(request, &host, why),
+            Some(service) => self.default_of(service, draw, client, why),
+            // What a forward proxy is asked for is not looked up here.
+            None => match forward_proxy() {
+                Some(proxy) => self.default_of(proxy, draw, client, why),
+                None => self.unknown(request, &host, client, draw, why),
+            },
         }
     }
 
@@ -162,14 +224,14 @@ impl MeshSide {
         draw: u32,
         why: &mut Why,
     ) -> Decision {
+        let client = self.client(request, why);
         let Some(name) = sni.map(host::normalize) else {
             why.step(|| Step::plain("the TLS hello carries no server name"));
-            return self.unknown(request, "(no server name)", why);
+            return self.unknown(request, "(no server name)", client, draw, why);
         };
-        let namespace = client_namespace(request);
-        let service = registry.find(&name, request.port, namespace);
+        let service = registry.find(&name, request.port, client);
         note_service(service, &name, request.port, why);
-        if let Some(vs) = self.virtual_service(&name, request.port, service, namespace, why) {
+        if let Some(vs) = self.virtual_service(&name, request.port, service, client, why) {
             let rule = vs
                 .tls
                 .iter()
@@ -182,12 +244,13 @@ impl MeshSide {
                         format!("{origin} tls[{}] matched (sni={name})", rule.index),
                     )
                 });
-                return self.connection(rule.route.on(request.port), Some(vs), draw, why);
+                let route = rule.route.on(request.port);
+                return connection(route, vs, draw, client, why);
             }
         }
         match service.filter(|(_, port)| !port.protocol.is_http()) {
-            Some(service) => self.default_of(service, draw, why),
-            None => self.unknown(request, &name, why),
+            Some(service) => self.default_of(service, draw, client, why),
+            None => self.unknown(request, &name, client, draw, why),
         }
     }
 
@@ -198,20 +261,19 @@ impl MeshSide {
         draw: u32,
         why: &mut Why,
     ) -> Decision {
-        let namespace = client_namespace(request);
+        let client = self.client(request, why);
         let address = request.destination_ip;
-        let found = address.and_then(|ip| {
-            registry.find_by_address(ip, request.port, request.names_of_ip, namespace)
-        });
+        let found = address
+            .and_then(|ip| registry.find_by_address(ip, request.port, request.names_of_ip, client));
         let shown = address.map_or_else(|| "(no address)".to_owned(), |ip| ip.to_string());
         let Some((service, port)) =
             found.filter(|(_, p)| matches!(p.protocol.family(), Protocol::Tcp | Protocol::Auto))
         else {
-            return self.unknown(request, &shown, why);
+            return self.unknown(request, &shown, client, draw, why);
         };
         note_service(Some((service, port)), &shown, request.port, why);
         let vs = service.host.exact().and_then(|host| {
-            self.virtual_service(host, request.port, Some((service, port)), namespace, why)
+            self.virtual_service(host, request.port, Some((service, port)), client, why)
         });
         if let Some(vs) = vs
             && let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None))
@@ -220,9 +282,10 @@ impl MeshSide {
                 let origin = &vs.source.origin;
                 Step::about(origin, format!("{origin} tcp[{}] matched", rule.index))
             });
-            return self.connection(rule.route.on(request.port), Some(vs), draw, why);
+            let route = rule.route.on(request.port);
+            return connection(route, vs, draw, client, why);
         }
-        self.default_of((service, port), draw, why)
+        self.default_of((service, port), draw, client, why)
     }
 
     /// The VirtualService of a host for a client: most specific host first, then the oldest.
@@ -231,7 +294,7 @@ impl MeshSide {
         host: &str,
         port: u16,
         service: Option<ServiceAt<'_>>,
-        namespace: &str,
+        client: Client<'_>,
         why: &mut Why,
     ) -> Option<&Arc<CompiledService>> {
         for candidates in self.by_host.matching(host) {
@@ -241,10 +304,11 @@ impl MeshSide {
             let mut visible = candidates
                 .services
                 .iter()
-                .filter(|vs| vs.source.export_to.covers(namespace));
+                .filter(|vs| client.sees_virtual_service(&vs.source, port));
             if let Some(first) = visible.next() {
-                for other in visible {
-                    why.step(|| {
+                let on = why.is_on();
+                for other in visible.take_while(|_| on) {
+                    why.runner_up(|| {
                         let (origin, winner) = (&other.source.origin, &first.source.origin);
                         Step::about(
                             origin,
@@ -254,18 +318,29 @@ impl MeshSide {
                 }
                 return Some(first);
             }
-            for hidden in &candidates.services {
-                why.step(|| {
+            let on = why.is_on();
+            for hidden in candidates.services.iter().take_while(|_| on) {
+                why.runner_up(|| {
                     let origin = &hidden.source.origin;
-                    let text = format!("{origin} was considered: not exported to the caller");
-                    Step::about(origin, text)
+                    let reason = if hidden.source.export_to.covers(client.namespace) {
+                        "the caller's Sidecar does not import it"
+                    } else {
+                        "not exported to the caller"
+                    };
+                    Step::about(origin, format!("{origin} was considered: {reason}"))
                 });
             }
         }
         None
     }
 
-    fn default_of(&self, (service, port): ServiceAt<'_>, draw: u32, why: &mut Why) -> Decision {
+    fn default_of(
+        &self,
+        (service, port): ServiceAt<'_>,
+        draw: u32,
+        client: Client<'_>,
+        why: &mut Why,
+    ) -> Decision {
         why.step(|| {
             Step::about(
                 &service.origin,
@@ -274,7 +349,7 @@ impl MeshSide {
         });
         static NAME: OnceLock<Arc<str>> = OnceLock::new();
         let action = match self.defaults.get(&key(service, port.number)) {
-            Some(route) => forward(route, draw, (None, None), why),
+            Some(route) => forward(route, draw, client.namespace, (None, None), why),
             None => Action::NoRoute,
         };
         Decision {
@@ -285,28 +360,32 @@ impl MeshSide {
         }
     }
 
-    fn connection(
+    /// outboundTrafficPolicy for what nothing registers (rows 1.2 to 1.4, 1.6).
+    fn unknown(
         &self,
-        route: &Arc<Route>,
-        vs: Option<&Arc<CompiledService>>,
+        request: &Request<'_>,
+        host: &str,
+        client: Client<'_>,
         draw: u32,
         why: &mut Why,
     ) -> Decision {
-        Decision {
-            action: forward(route, draw, (None, None), why),
-            route_name: no_name(),
-            virtual_service: vs.map(|vs| vs.name.clone()),
-            before: None,
-        }
-    }
-
-    /// outboundTrafficPolicy for what nothing registers (rows 1.2 to 1.4).
-    fn unknown(&self, request: &Request<'_>, host: &str, why: &mut Why) -> Decision {
         static ALLOW: OnceLock<Arc<str>> = OnceLock::new();
         static BLOCK: OnceLock<Arc<str>> = OnceLock::new();
         let http = matches!(request.traffic, Traffic::Http { .. });
-        let (action, name) = match self.policy {
-            OutboundPolicy::AllowAny => {
+        let own = client.sidecar.and_then(|s| s.outbound.as_ref());
+        let policy = own.map_or(self.policy, |outbound| outbound.mode);
+        let proxy = client
+            .sidecar
+            .and_then(|sidecar| self.proxies.get(&(Arc::as_ptr(sidecar) as usize)));
+        let (action, name) = match (policy, proxy) {
+            (OutboundPolicy::AllowAny, Some(proxy)) => {
+                why.step(|| Step::plain("unknown traffic goes to the Sidecar's egressProxy"));
+                (
+                    forward(proxy, draw, client.namespace, (None, None), why),
+                    ALLOW.get_or_init(|| "allow_any".into()),
+                )
+            }
+            (OutboundPolicy::AllowAny, None) => {
                 why.step(|| {
                     Step::plain("outboundTrafficPolicy ALLOW_ANY: to the original destination")
                 });
@@ -315,7 +394,7 @@ impl MeshSide {
                     ALLOW.get_or_init(|| "allow_any".into()),
                 )
             }
-            OutboundPolicy::RegistryOnly => {
+            (OutboundPolicy::RegistryOnly, _) => {
                 why.step(|| {
                     Step::plain(format!(
                         "outboundTrafficPolicy REGISTRY_ONLY: {host} on port {} is not in the \
@@ -336,26 +415,31 @@ impl MeshSide {
     }
 }
 
-/// The namespace whose view of the registry counts; "" sees what is exported to everybody.
-fn client_namespace<'a>(request: &Request<'a>) -> &'a str {
-    request
-        .source
-        .map_or("", |source| source.namespace.as_str())
+/// A connection routed by a tls or tcp rule.
+fn connection(
+    route: &Arc<Route>,
+    vs: &Arc<CompiledService>,
+    draw: u32,
+    client: Client<'_>,
+    why: &mut Why,
+) -> Decision {
+    Decision {
+        action: forward(route, draw, client.namespace, (None, None), why),
+        route_name: no_name(),
+        virtual_service: Some(vs.name.clone()),
+        before: None,
+    }
 }
 
 fn key(service: &Arc<Service>, port: u16) -> (usize, u16) {
     (Arc::as_ptr(service) as usize, port)
 }
 
-fn default_route(
-    registry: &Registry,
-    (service, port): ServiceAt<'_>,
-    retries: Option<RetryPolicy>,
-) -> Arc<Route> {
+fn plain_route(destination: ByClient, retries: Option<RetryPolicy>) -> Arc<Route> {
     Arc::new(Route {
         destinations: vec![WeightedDestination {
             weight: 1,
-            destination: Arc::new(registry.of_service(service, port)),
+            destination,
             headers: HeaderOperations::default(),
         }],
         total_weight: 1,

@@ -8,6 +8,8 @@
 
 mod carry_out;
 pub mod decision;
+mod delegate;
+pub mod destination_rule;
 pub mod gateway;
 mod gateway_side;
 pub mod header_text;
@@ -16,7 +18,9 @@ pub mod matching;
 mod mesh_side;
 pub mod registry;
 pub mod retry;
+mod rule_index;
 pub mod rules;
 pub mod service;
+pub mod sidecar;
 pub mod table;
 pub mod virtual_service;

@@ -3,39 +3,59 @@
 //! Answers "which service is this", never "where does this request go".
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 
 use super::{
-    decision::{Destination, EndpointTarget, Endpoints, UpstreamHttp},
+    decision::{ByClient, Destination, EndpointTarget, Endpoints, UpstreamHttp},
+    destination_rule::{Applied, DestinationRules, Http2Upgrade, PoolSettings},
     host::{HostMap, HostPattern},
-    service::{EndpointAddress, ExportTo, Protocol, Resolution, Service, ServicePort},
-    table::MeshDefaults,
+    service::{Endpoint, EndpointAddress, ExportTo, Protocol, Resolution, Service, ServicePort},
+    sidecar::Client,
+    table::Objects,
 };
 
 /// A service and one of its ports.
 pub type ServiceAt<'a> = (&'a Arc<Service>, &'a ServicePort);
 
 /// Services of one snapshot. Lists keep the order of [`super::table::Objects`]: oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     by_host: HostMap<Vec<Arc<Service>>>,
     by_port: HashMap<u16, Vec<Arc<Service>>>,
-    connect_timeout: std::time::Duration,
+    rules: DestinationRules,
+    connect_timeout: Duration,
+    http2: Http2Upgrade,
+}
+
+/// A `destination` as a rule writes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// host, qualified.
+    pub host: &'a str,
+    /// port.number.
+    pub port: Option<u16>,
+    /// subset.
+    pub subset: Option<&'a str>,
 }
 
 impl Registry {
     /// Indexes the services.
-    pub fn new(services: &[Arc<Service>], mesh: &MeshDefaults) -> Self {
+    pub fn new(objects: &Objects) -> Self {
+        let mesh = &objects.mesh;
         let mut registry = Self {
+            by_host: HostMap::default(),
+            by_port: HashMap::new(),
+            rules: DestinationRules::new(&objects.destination_rules, &mesh.root_namespace),
             connect_timeout: mesh.connect_timeout,
-            ..Self::default()
+            http2: mesh.http2,
         };
-        for service in services {
+        for service in &objects.services {
             registry.by_host.entry(&service.host).push(service.clone());
             // Row 2.4: single addresses are accepted as Host values too.
             for net in service
@@ -57,27 +77,20 @@ impl Registry {
         registry
     }
 
-    /// The service that a request for `host` on `port` belongs to, among those that `namespace`
-    /// may see: most specific host first, then the client's own namespace, then the oldest.
-    pub fn find(&self, host: &str, port: u16, namespace: &str) -> Option<ServiceAt<'_>> {
+    /// The service that a request for `host` on `port` belongs to, among those that the client may
+    /// see: most specific host first, then the client's own namespace, then the oldest.
+    pub fn find(&self, host: &str, port: u16, client: Client<'_>) -> Option<ServiceAt<'_>> {
         self.by_host.matching(host).find_map(|services| {
             let visible = || {
                 services
                     .iter()
-                    .filter(|s| s.export_to.covers(namespace))
+                    .filter(|s| client.sees_service(s, port))
                     .filter_map(|s| s.port(port).map(|p| (s, p)))
             };
             visible()
-                .find(|(s, _)| s.origin.namespace == namespace)
+                .find(|(s, _)| s.origin.namespace == client.namespace)
                 .or_else(|| visible().next())
         })
-    }
-
-    /// Whether any service visible to `namespace` carries the host, on whatever port.
-    pub fn knows(&self, host: &str, namespace: &str) -> bool {
-        self.by_host
-            .matching(host)
-            .any(|services| services.iter().any(|s| s.export_to.covers(namespace)))
     }
 
     /// The TCP service behind an address: longest declared prefix, then a name that resolves to
@@ -87,7 +100,7 @@ impl Registry {
         ip: IpAddr,
         port: u16,
         names_of_ip: &[String],
-        namespace: &str,
+        client: Client<'_>,
     ) -> Option<ServiceAt<'_>> {
         let ip = ip.to_canonical();
         let visible = || {
@@ -95,7 +108,7 @@ impl Registry {
                 .get(&port)
                 .into_iter()
                 .flatten()
-                .filter(|s| s.export_to.covers(namespace))
+                .filter(|s| client.sees_service(s, port))
                 .filter_map(|s| s.port(port).map(|p| (s, p)))
         };
         let declared = visible()
@@ -165,66 +178,133 @@ impl Registry {
     }
 
     /// What a rule's `destination` names. `listener_port` stands in when the port is left out and
-    /// the service has several (row 5b.2). Prefers a service of `namespace`.
+    /// the service has several (row 5b.2). Prefers a service of `namespace`. `client` is the
+    /// namespace of the only client, where there is only one.
     pub fn destination(
         &self,
-        host: &str,
-        port: Option<u16>,
-        subset: Option<&str>,
+        named: Named<'_>,
         listener_port: u16,
         namespace: &str,
-    ) -> Destination {
-        let services = self.by_host.matching(host).next();
+        client: Option<&str>,
+    ) -> ByClient {
+        let services = self.by_host.matching(named.host).next();
         let service = services.and_then(|list| {
-            let declares = |s: &&Arc<Service>| port.is_none_or(|p| s.port(p).is_some());
+            let declares = |s: &&Arc<Service>| named.port.is_none_or(|p| s.port(p).is_some());
             list.iter()
                 .filter(declares)
                 .find(|s| s.origin.namespace == namespace)
                 .or_else(|| list.iter().find(declares))
         });
-        let number = port.unwrap_or_else(|| match service.map(|s| s.ports.as_slice()) {
-            Some([only]) => only.number,
-            _ => listener_port,
-        });
-        let found = service.and_then(|s| s.port(number).map(|p| (s, p)));
-        match (found, subset) {
-            (Some((service, port)), None) => self.of_service(service, port),
-            _ => Destination {
-                host: host.to_owned(),
-                port: number,
-                subset: subset.unwrap_or_default().to_owned(),
-                cluster: cluster_name(number, subset.unwrap_or_default(), host),
-                service: None,
-                protocol: Protocol::Auto,
-                http: UpstreamHttp::Http1,
-                endpoints: Endpoints::Missing,
-                connect_timeout: self.connect_timeout,
+        let number = named
+            .port
+            .unwrap_or_else(|| match service.map(|s| s.ports.as_slice()) {
+                Some([only]) => only.number,
+                _ => listener_port,
+            });
+        match service.and_then(|s| s.port(number).map(|p| (s, p))) {
+            Some(found) => self.by_client(found, named.subset, client),
+            None => ByClient {
+                any: Arc::new(self.missing(named.host, number, named.subset)),
+                of: Vec::new(),
             },
         }
     }
 
     /// The destination of a service's own default route.
-    pub fn of_service(&self, service: &Arc<Service>, port: &ServicePort) -> Destination {
+    pub fn of_service(&self, found: ServiceAt<'_>) -> ByClient {
+        self.by_client(found, None, None)
+    }
+
+    /// One destination for everybody, and others for clients that see other DestinationRules.
+    fn by_client(
+        &self,
+        (service, port): ServiceAt<'_>,
+        subset: Option<&str>,
+        client: Option<&str>,
+    ) -> ByClient {
         let host = service.host.to_string();
+        let namespace = &service.origin.namespace;
+        let applied = |client: &str| self.rules.select(&host, namespace, client);
+        let make = |applied: &Applied| Arc::new(self.make((service, port), subset, applied));
+        let everybody = applied(client.unwrap_or_default());
+        let others = match client {
+            Some(_) => Vec::new(),
+            None => self
+                .rules
+                .audiences(&host)
+                .into_iter()
+                .map(|of| (of, applied(of)))
+                .filter(|(_, applied)| *applied != everybody)
+                .map(|(of, applied)| (of.to_owned(), make(&applied)))
+                .collect(),
+        };
+        ByClient {
+            any: make(&everybody),
+            of: others,
+        }
+    }
+
+    fn make(
+        &self,
+        (service, port): ServiceAt<'_>,
+        subset: Option<&str>,
+        applied: &Applied,
+    ) -> Destination {
+        let host = service.host.to_string();
+        let named = match subset {
+            None => None,
+            Some(name) => match applied.subset(name) {
+                Some(found) => Some(found),
+                None => return self.missing(&host, port.number, subset),
+            },
+        };
+        let settings = applied.settings(port.number, named);
+        let pool = settings.pool.unwrap_or_default();
+        let labels = named.map(|subset| &subset.labels);
         Destination {
-            cluster: cluster_name(port.number, "", &host),
+            cluster: cluster_name(port.number, subset.unwrap_or_default(), &host),
             host,
             port: port.number,
-            subset: String::new(),
+            subset: subset.unwrap_or_default().to_owned(),
             service: Some(service.clone()),
             protocol: port.protocol,
-            http: upstream_http(port.protocol),
-            endpoints: endpoints(service, port),
+            http: upstream_http(port.protocol, &pool, self.http2),
+            endpoints: endpoints(service, port, labels),
+            connect_timeout: pool.connect_timeout.unwrap_or(self.connect_timeout),
+            rule: applied.origin().cloned(),
+            wants_tls: settings.tls == Some(true),
+        }
+    }
+
+    fn missing(&self, host: &str, port: u16, subset: Option<&str>) -> Destination {
+        Destination {
+            host: host.to_owned(),
+            port,
+            subset: subset.unwrap_or_default().to_owned(),
+            cluster: cluster_name(port, subset.unwrap_or_default(), host),
+            service: None,
+            protocol: Protocol::Auto,
+            http: UpstreamHttp::Http1,
+            endpoints: Endpoints::Missing,
             connect_timeout: self.connect_timeout,
+            rule: None,
+            wants_tls: false,
         }
     }
 }
 
-/// Row 2.5: HTTP2 and gRPC force HTTP/2, an undeclared port keeps the client's version.
-fn upstream_http(protocol: Protocol) -> UpstreamHttp {
+/// Row 2.5: HTTP2 and gRPC force HTTP/2, an undeclared port keeps the client's version. HTTP/1.1 is
+/// upgraded where a DestinationRule or meshConfig says so.
+fn upstream_http(protocol: Protocol, pool: &PoolSettings, mesh: Http2Upgrade) -> UpstreamHttp {
+    let upgrade = match pool.http2 {
+        Http2Upgrade::Default => mesh,
+        own => own,
+    };
     match protocol {
+        _ if pool.as_client => UpstreamHttp::AsClient,
         Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => UpstreamHttp::Http2,
         Protocol::Auto => UpstreamHttp::AsClient,
+        Protocol::Http if upgrade == Http2Upgrade::Upgrade => UpstreamHttp::Http2,
         _ => UpstreamHttp::Http1,
     }
 }
@@ -233,12 +313,22 @@ fn cluster_name(port: u16, subset: &str, host: &str) -> Arc<str> {
     format!("outbound|{port}|{subset}|{host}").into()
 }
 
-/// Where connections of a service port go (rows 2.6, 2.8 to 2.13).
-fn endpoints(service: &Service, port: &ServicePort) -> Endpoints {
+/// Where connections of a service port go (rows 2.6, 2.8 to 2.13); of a subset, to the endpoints
+/// with its labels.
+fn endpoints(
+    service: &Service,
+    port: &ServicePort,
+    subset: Option<&BTreeMap<String, String>>,
+) -> Endpoints {
+    let in_subset = |endpoint: &&Endpoint| {
+        let mut labels = subset.into_iter().flatten();
+        labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
+    };
     let listed = || {
         service
             .endpoints
             .iter()
+            .filter(in_subset)
             .map(|endpoint| EndpointTarget {
                 address: endpoint.address.clone(),
                 port: endpoint

@@ -9,11 +9,12 @@ use std::{
 };
 
 use super::{
-    decision::{Before, Destination, MirrorTo, Request, Route, Traffic, WeightedDestination},
+    decision::{Before, ByClient, MirrorTo, Request, Route, Traffic, WeightedDestination},
     gateway::GatewayName,
     matching::StringMatch,
-    registry::Registry,
+    registry::{Named, Registry},
     retry::{RetryOn, RetryPolicy},
+    rule_index::RuleIndex,
     service::Origin,
     table::MeshDefaults,
     virtual_service::{
@@ -31,6 +32,8 @@ pub struct CompiledService {
     pub name: Arc<str>,
     /// In order; rules behind a catch-all are gone.
     pub http: Vec<CompiledRule>,
+    /// Of `http`.
+    pub index: Option<RuleIndex>,
     /// In order.
     pub tls: Vec<CompiledTcpRule>,
     /// In order.
@@ -40,12 +43,12 @@ pub struct CompiledService {
 /// An HTTP rule.
 #[derive(Debug)]
 pub struct CompiledRule {
-    /// Position in `spec.http`.
-    pub index: usize,
     /// The rule.
-    pub rule: HttpRule,
-    /// One for each match block, or one when there is none: Istio's route name (row 5a.10).
-    names: Vec<Arc<str>>,
+    pub rule: Arc<HttpRule>,
+    /// The match blocks that are for this proxy, each with Istio's route name (row 5a.10).
+    blocks: Vec<(u32, Arc<str>)>,
+    /// Route name of a rule without blocks.
+    name: Arc<str>,
     /// What comes before the action.
     pub before: Option<Arc<Before>>,
     /// What to do.
@@ -98,7 +101,7 @@ impl RouteByPort {
 /// The proxy for which rules are compiled.
 #[derive(Debug, Clone, Copy)]
 pub struct For<'a> {
-    /// The gateways it plays: `[Mesh]`, or the Gateways that select it.
+    /// The gateways it plays: `[Mesh]`, or a Gateway that selects it.
     pub gateways: &'a [GatewayName],
 }
 
@@ -106,19 +109,24 @@ pub struct For<'a> {
 pub struct Compiler<'a> {
     registry: &'a Registry,
     mesh: &'a MeshDefaults,
-    destinations: HashMap<DestinationKey, Arc<Destination>>,
+    /// Namespace of a proxy that has only one client: itself.
+    namespace: Option<&'a str>,
+    destinations: HashMap<DestinationKey, ByClient>,
+    unnamed: Arc<str>,
 }
 
 /// Host, port and subset as written, and the listener port when the port is left to it.
 type DestinationKey = (String, Option<u16>, Option<String>, u16);
 
 impl<'a> Compiler<'a> {
-    /// A compiler over a registry.
-    pub fn new(registry: &'a Registry, mesh: &'a MeshDefaults) -> Self {
+    /// A compiler over a registry; `namespace` is that of a gateway.
+    pub fn new(registry: &'a Registry, mesh: &'a MeshDefaults, namespace: Option<&'a str>) -> Self {
         Self {
             registry,
             mesh,
+            namespace,
             destinations: HashMap::new(),
+            unnamed: "default".into(),
         }
     }
 
@@ -126,16 +134,18 @@ impl<'a> Compiler<'a> {
     pub fn compile(&mut self, source: &Arc<VirtualService>, proxy: For<'_>) -> CompiledService {
         let origin = &source.origin;
         let mut http = Vec::with_capacity(source.http.len());
-        for (index, rule) in source.http.iter().enumerate() {
-            let rule = bound_rule(rule, proxy);
-            let Some(rule) = rule else { continue };
-            let catch_all = is_catch_all(&rule);
+        for rule in &source.http {
+            let blocks = self.blocks(rule, proxy);
+            if blocks.is_empty() && !rule.matches.is_empty() {
+                continue;
+            }
+            let catch_all = is_catch_all(rule, &blocks);
             http.push(CompiledRule {
-                index,
-                names: route_names(&rule),
-                before: before(&rule),
-                action: self.action(&rule, origin),
-                rule,
+                blocks,
+                name: self.rule_name(&rule.name),
+                before: before(rule),
+                action: self.action(rule, origin),
+                rule: rule.clone(),
                 catch_all,
             });
             if catch_all {
@@ -144,10 +154,35 @@ impl<'a> Compiler<'a> {
         }
         CompiledService {
             name: format!("{}/{}", origin.namespace, origin.name).into(),
+            index: RuleIndex::new(http.iter().map(|rule| &*rule.rule)),
             http,
             tls: self.tcp_rules(&source.tls, origin, proxy),
             tcp: self.tcp_rules(&source.tcp, origin, proxy),
             source: source.clone(),
+        }
+    }
+
+    /// The match blocks of a rule that do not name other gateways.
+    fn blocks(&self, rule: &HttpRule, proxy: For<'_>) -> Vec<(u32, Arc<str>)> {
+        (0..)
+            .zip(&rule.matches)
+            .filter(|(_, block)| plays(&block.gateways, proxy))
+            .map(|(at, block)| {
+                let name = match (rule.name.is_empty(), block.name.is_empty()) {
+                    (_, true) => self.rule_name(&rule.name),
+                    (true, false) => block.name.as_str().into(),
+                    (false, false) => format!("{}.{}", rule.name, block.name).into(),
+                };
+                (at, name)
+            })
+            .collect()
+    }
+
+    fn rule_name(&self, name: &str) -> Arc<str> {
+        if name.is_empty() {
+            self.unnamed.clone()
+        } else {
+            name.into()
         }
     }
 
@@ -203,6 +238,10 @@ impl<'a> Compiler<'a> {
             }
             HttpAction::Redirect(redirect) => {
                 CompiledAction::Redirect(redirect.clone(), Arc::new(rule.headers.clone()))
+            }
+            // Left over from a delegate that is missing; see `delegate`.
+            HttpAction::Delegate(_) => {
+                CompiledAction::DirectResponse(404, bytes::Bytes::new(), Arc::default())
             }
             HttpAction::DirectResponse { status, body } => CompiledAction::DirectResponse(
                 *status,
@@ -276,12 +315,13 @@ impl<'a> Compiler<'a> {
         if ports.len() > 1 { ports } else { Vec::new() }
     }
 
-    fn destination(
+    /// The destination that a rule names, for a listener port.
+    pub fn destination(
         &mut self,
         written: &RouteDestination,
         listener_port: u16,
         namespace: &str,
-    ) -> Arc<Destination> {
+    ) -> ByClient {
         let settled = if written.port.is_some() {
             0
         } else {
@@ -293,40 +333,88 @@ impl<'a> Compiler<'a> {
             written.subset.clone(),
             settled,
         );
-        let registry = self.registry;
+        let (registry, client) = (self.registry, self.namespace);
         self.destinations
             .entry(key)
             .or_insert_with(|| {
-                Arc::new(registry.destination(
-                    &written.host,
-                    written.port,
-                    written.subset.as_deref(),
-                    listener_port,
-                    namespace,
-                ))
+                let named = Named {
+                    host: &written.host,
+                    port: written.port,
+                    subset: written.subset.as_deref(),
+                };
+                registry.destination(named, listener_port, namespace, client)
             })
             .clone()
     }
 }
 
+impl CompiledService {
+    /// The rules that may match a request, in order; `all`: those that cannot, too.
+    pub fn candidates(
+        &self,
+        request: &Request<'_>,
+        all: bool,
+    ) -> impl Iterator<Item = (&Self, &CompiledRule)> {
+        positions(self.index.as_ref(), self.http.len(), request, all)
+            .filter_map(move |at| Some((self, self.http.get(at)?)))
+    }
+}
+
+/// Positions in a list of rules, in order: those that the index leaves, or every one.
+pub fn positions<'i>(
+    index: Option<&'i RuleIndex>,
+    length: usize,
+    request: &Request<'_>,
+    all: bool,
+) -> impl Iterator<Item = usize> + use<'i> {
+    let path = match request.traffic {
+        Traffic::Http { path, .. } => path.split('?').next().unwrap_or(path),
+        _ => "",
+    };
+    let index = index.filter(|_| !all);
+    let every = if index.is_some() { 0 } else { length };
+    let candidates = index.map(|index| index.candidates(path));
+    candidates.into_iter().flatten().chain(0..every)
+}
+
 impl CompiledRule {
+    fn own_blocks(&self) -> impl Iterator<Item = (&HttpMatch, &Arc<str>)> {
+        self.blocks
+            .iter()
+            .filter_map(|(at, name)| Some((self.rule.matches.get(*at as usize)?, name)))
+    }
+
     /// Whether the conditions that do not change from request to request of one client on one port
     /// hold: port and source (row 5.8). Gateways are settled when compiling.
     pub fn survives(&self, request: &Request<'_>) -> bool {
-        self.rule.matches.is_empty() || self.rule.matches.iter().any(|m| static_match(m, request))
+        self.blocks.is_empty() || self.own_blocks().any(|(m, _)| static_match(m, request))
     }
 
     /// The first match block that holds, and its route name. `None` inside: a rule without blocks.
     pub fn matches(&self, request: &Request<'_>) -> Option<(Option<&HttpMatch>, &Arc<str>)> {
-        if self.rule.matches.is_empty() {
-            return self.names.first().map(|name| (None, name));
+        if self.blocks.is_empty() {
+            return Some((None, &self.name));
         }
-        self.rule
-            .matches
-            .iter()
-            .zip(&self.names)
+        self.own_blocks()
             .find(|(block, _)| static_match(block, request) && dynamic_match(block, request))
             .map(|(block, name)| (Some(block), name))
+    }
+
+    /// Why no block holds: the first condition of each that fails.
+    pub fn mismatch(&self, request: &Request<'_>) -> String {
+        let failures = self.own_blocks().map(|(block, _)| mismatch(block, request));
+        failures.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Where the rule is written: `VirtualService a/b http[0]`, with its delegate.
+    pub fn place(&self, origin: &Origin) -> String {
+        let index = self.rule.index;
+        match &self.rule.delegate {
+            Some((child, at)) => {
+                format!("{origin} http[{index}], by its delegate {child} http[{at}]")
+            }
+            None => format!("{origin} http[{index}]"),
+        }
     }
 }
 
@@ -351,32 +439,6 @@ impl CompiledTcpRule {
     }
 }
 
-/// Keys under `headers` that have a field of their own.
-const PSEUDO_HEADERS: [&str; 4] = ["uri", "scheme", "method", "authority"];
-
-/// The rule without match blocks that name other gateways; `None` when nothing is left.
-fn bound_rule(rule: &HttpRule, proxy: For<'_>) -> Option<HttpRule> {
-    let mut matches: Vec<_> = rule
-        .matches
-        .iter()
-        .filter(|m| plays(&m.gateways, proxy))
-        .cloned()
-        .collect();
-    if matches.is_empty() && !rule.matches.is_empty() {
-        return None;
-    }
-    for block in &mut matches {
-        // Row 5a.4: pseudo keys are not headers and are ignored.
-        let real = |name: &http::HeaderName| !PSEUDO_HEADERS.contains(&name.as_str());
-        block.headers.retain(|(name, _)| real(name));
-        block.without_headers.retain(|(name, _)| real(name));
-    }
-    Some(HttpRule {
-        matches,
-        ..rule.clone()
-    })
-}
-
 fn before(rule: &HttpRule) -> Option<Arc<Before>> {
     let (cors, fault) = (rule.cors.clone(), rule.fault.clone());
     (cors.is_some() || fault.is_some()).then(|| Arc::new(Before { cors, fault }))
@@ -387,9 +449,12 @@ fn plays(gateways: &[GatewayName], proxy: For<'_>) -> bool {
 }
 
 /// Row 5.7: no conditions, or only a uri that holds for every path.
-fn is_catch_all(rule: &HttpRule) -> bool {
-    rule.matches.is_empty()
-        || rule.matches.iter().any(|m| {
+fn is_catch_all(rule: &HttpRule, blocks: &[(u32, Arc<str>)]) -> bool {
+    let mut own = blocks
+        .iter()
+        .filter_map(|(at, _)| rule.matches.get(*at as usize));
+    blocks.is_empty()
+        || own.any(|m| {
             let every_path = match &m.uri {
                 None => true,
                 Some(StringMatch::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
@@ -410,23 +475,61 @@ fn is_catch_all(rule: &HttpRule) -> bool {
         })
 }
 
-fn route_names(rule: &HttpRule) -> Vec<Arc<str>> {
-    let base = if rule.name.is_empty() {
-        "default"
-    } else {
-        rule.name.as_str()
+/// The first condition of a block that does not hold, in a few words.
+fn mismatch(block: &HttpMatch, request: &Request<'_>) -> String {
+    let Traffic::Http {
+        method,
+        scheme,
+        host,
+        path,
+        headers,
+    } = request.traffic
+    else {
+        return "it is for HTTP".to_owned();
     };
-    if rule.matches.is_empty() {
-        return vec![base.into()];
+    if let Some(port) = block.port.filter(|port| *port != request.port) {
+        return format!("port {port} is not {}", request.port);
     }
-    rule.matches
-        .iter()
-        .map(|m| match (rule.name.is_empty(), m.name.is_empty()) {
-            (_, true) => base.into(),
-            (true, false) => m.name.as_str().into(),
-            (false, false) => format!("{}.{}", rule.name, m.name).into(),
-        })
-        .collect()
+    if !static_match(block, request) {
+        return "the caller is not the one it names".to_owned();
+    }
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    if let Some(uri) = &block.uri
+        && !uri_matches(uri, block.ignore_uri_case, path)
+    {
+        return format!("uri{uri} does not match {path}");
+    }
+    for (name, condition, value) in [
+        ("method", &block.method, method.as_str()),
+        ("scheme", &block.scheme, scheme),
+        ("authority", &block.authority, host),
+    ] {
+        if let Some(condition) = condition
+            && !condition.matches(value)
+        {
+            return format!("{name}{condition} does not match {value}");
+        }
+    }
+    for (name, condition) in &block.headers {
+        match header(headers, name) {
+            None => return format!("there is no header {name}"),
+            Some(value) if !condition.matches(&value) => {
+                return format!("header {name}{condition} does not match {value}");
+            }
+            Some(_) => {}
+        }
+    }
+    for (name, condition) in &block.without_headers {
+        if header(headers, name).is_some_and(|value| condition.matches(&value)) {
+            return format!("header {name}{condition} is to be absent");
+        }
+    }
+    for (name, condition) in &block.query_params {
+        if !query_value(query, name).is_some_and(|value| condition.matches(value)) {
+            return format!("query parameter {name}{condition} does not match");
+        }
+    }
+    "it matches".to_owned()
 }
 
 fn static_match(block: &HttpMatch, request: &Request<'_>) -> bool {
@@ -460,13 +563,10 @@ fn dynamic_match(block: &HttpMatch, request: &Request<'_>) -> bool {
         return false;
     };
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let uri_fits = block.uri.as_ref().is_none_or(|uri| {
-        if block.ignore_uri_case {
-            uri.matches_ignoring_case(path)
-        } else {
-            uri.matches(path)
-        }
-    });
+    let uri_fits = block
+        .uri
+        .as_ref()
+        .is_none_or(|uri| uri_matches(uri, block.ignore_uri_case, path));
     let fits = |condition: &Option<StringMatch>, value: &str| {
         condition.as_ref().is_none_or(|c| c.matches(value))
     };
@@ -486,6 +586,14 @@ fn dynamic_match(block: &HttpMatch, request: &Request<'_>) -> bool {
             .query_params
             .iter()
             .all(|(name, c)| query_value(query, name).is_some_and(|value| c.matches(value)))
+}
+
+fn uri_matches(uri: &StringMatch, ignore_case: bool, path: &str) -> bool {
+    if ignore_case {
+        uri.matches_ignoring_case(path)
+    } else {
+        uri.matches(path)
+    }
 }
 
 /// All values of a header joined by commas, as Envoy matches them.

@@ -5,14 +5,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     decision::{Decision, Request, Why},
+    destination_rule::{DestinationRule, Http2Upgrade},
     gateway::Gateway,
     gateway_side::{GatewayProxy, GatewaySide},
     mesh_side::MeshSide,
     registry::Registry,
     retry::RetryPolicy,
     service::{Protocol, Service},
+    sidecar::Sidecar,
     virtual_service::VirtualService,
 };
+use crate::workload::Workload;
 
 /// All valid objects of a snapshot, in Istio's order (creation time, then name, then namespace).
 #[derive(Debug, Clone, Default)]
@@ -21,8 +24,12 @@ pub struct Objects {
     pub services: Vec<Arc<Service>>,
     /// Gateways.
     pub gateways: Vec<Arc<Gateway>>,
-    /// VirtualServices.
+    /// VirtualServices, delegates included.
     pub virtual_services: Vec<Arc<VirtualService>>,
+    /// DestinationRules.
+    pub destination_rules: Vec<Arc<DestinationRule>>,
+    /// Sidecars.
+    pub sidecars: Vec<Arc<Sidecar>>,
     /// Mesh-wide settings that routing needs.
     pub mesh: MeshDefaults,
 }
@@ -36,6 +43,8 @@ pub struct MeshDefaults {
     pub connect_timeout: Duration,
     /// defaultHttpRetryPolicy; `None`: Istio's built-in.
     pub retries: Option<RetryPolicy>,
+    /// h2UpgradePolicy.
+    pub http2: Http2Upgrade,
     /// rootNamespace (`istio-system`).
     pub root_namespace: String,
 }
@@ -46,6 +55,7 @@ impl Default for MeshDefaults {
             outbound: OutboundPolicy::AllowAny,
             connect_timeout: Duration::from_secs(10),
             retries: None,
+            http2: Http2Upgrade::DoNotUpgrade,
             root_namespace: "istio-system".into(),
         }
     }
@@ -96,7 +106,7 @@ enum Side {
 impl Table {
     /// Compiles the objects for one proxy.
     pub fn build(objects: Objects, role: Role) -> Self {
-        let registry = Registry::new(&objects.services, &objects.mesh);
+        let registry = Registry::new(&objects);
         let side = match &role {
             Role::Mesh => Side::Mesh(Box::new(MeshSide::build(&objects, &registry))),
             Role::Gateway {
@@ -133,8 +143,9 @@ impl Table {
     pub fn reason(&self, request: &Request<'_>) -> String {
         let mut why = Why::on();
         self.decide(request, 0, &mut why);
-        let steps: Vec<_> = why.steps().iter().map(|step| step.text.as_ref()).collect();
-        steps.join("; ")
+        let steps = why.into_steps();
+        let texts: Vec<_> = steps.iter().map(|step| step.text.as_ref()).collect();
+        texts.join("; ")
     }
 
     /// How a mesh port is treated before anything has been read from the connection: the protocol
@@ -160,9 +171,12 @@ impl Table {
         Registry::names_to_resolve(&self.objects.services)
     }
 
-    /// What is done with destinations that no object registers.
-    pub fn outbound_policy(&self) -> OutboundPolicy {
-        self.objects.mesh.outbound
+    /// What is done with destinations that no object registers, for one caller.
+    pub fn outbound_policy(&self, source: Option<&Workload>) -> OutboundPolicy {
+        match &self.side {
+            Side::Mesh(side) => side.outbound_policy(source),
+            Side::Gateway(_) => OutboundPolicy::RegistryOnly,
+        }
     }
 
     /// The objects it was built from.

@@ -19,14 +19,14 @@ use super::{
 pub struct VirtualService {
     /// Where it came from.
     pub origin: Arc<Origin>,
-    /// Hosts, short names already qualified.
+    /// Hosts, short names already qualified; none: a delegate.
     pub hosts: Vec<HostPattern>,
     /// Bound gateways; `[Mesh]` when the field was left out.
     pub gateways: Vec<GatewayName>,
     /// Visibility.
     pub export_to: ExportTo,
     /// In order; first match wins.
-    pub http: Vec<HttpRule>,
+    pub http: Vec<Arc<HttpRule>>,
     /// In order; first match wins.
     pub tls: Vec<TcpRule>,
     /// In order; first match wins.
@@ -36,6 +36,10 @@ pub struct VirtualService {
 /// HTTPRoute.
 #[derive(Debug, Clone)]
 pub struct HttpRule {
+    /// Position in `spec.http`, of the root when it was delegated.
+    pub index: usize,
+    /// The delegate that it comes from, and its position there.
+    pub delegate: Option<(Arc<Origin>, usize)>,
     /// `name`; may be empty.
     pub name: String,
     /// OR of blocks; empty matches everything.
@@ -103,6 +107,17 @@ pub enum HttpAction {
         /// Body bytes.
         body: Vec<u8>,
     },
+    /// The rules of another VirtualService stand here.
+    Delegate(Delegate),
+}
+
+/// Delegate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delegate {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// HTTPRouteDestination / RouteDestination.

@@ -36,6 +36,9 @@ pub fn candidates(
     book: &AddressBook,
     original: Option<SocketAddr>,
 ) -> Candidates {
+    if destination.wants_tls {
+        return Candidates::Unsupported("TLS to the upstream, which a DestinationRule asks for,");
+    }
     let list = match &destination.endpoints {
         Endpoints::OriginalDestination { port } => {
             return match original {

@@ -18,6 +18,7 @@ pub(in crate::config) struct RawMeshConfig {
     pub access_log_format: String,
     pub default_http_retry_policy: Option<HttpRetry>,
     pub connect_timeout: Option<Duration>,
+    pub h2_upgrade_policy: MeshH2UpgradePolicy,
     pub root_namespace: Option<String>,
     pub dns_refresh_rate: Option<Duration>,
     pub default_service_export_to: Vec<String>,
@@ -26,19 +27,29 @@ pub(in crate::config) struct RawMeshConfig {
 }
 
 /// The JSON names of [`RawMeshConfig`].
-pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 11] = [
+pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 12] = [
     "outboundTrafficPolicy",
     "accessLogFile",
     "accessLogEncoding",
     "accessLogFormat",
     "defaultHttpRetryPolicy",
     "connectTimeout",
+    "h2UpgradePolicy",
     "rootNamespace",
     "dnsRefreshRate",
     "defaultServiceExportTo",
     "defaultVirtualServiceExportTo",
     "defaultDestinationRuleExportTo",
 ];
+
+/// MeshConfig.H2UpgradePolicy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(in crate::config) enum MeshH2UpgradePolicy {
+    #[default]
+    DoNotUpgrade,
+    Upgrade,
+}
 
 /// MeshConfig.OutboundTrafficPolicy; an empty block means REGISTRY_ONLY.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! DestinationRule: checked, not in effect yet (istio `ValidateDestinationRule`;
-//! istio-egress.md 6).
+//! DestinationRule (istio `ValidateDestinationRule`; istio-egress.md 6). Everything is checked; in
+//! effect are subsets, the HTTP version and the connect timeout.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Findings, Subject, names, tls};
-use crate::config::{
-    field::FieldPath,
-    istio::{self, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection},
+use crate::{
+    config::{
+        field::FieldPath,
+        istio::{
+            self, ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings,
+            OutlierDetection,
+        },
+    },
+    routing::destination_rule::{
+        DestinationRule, Http2Upgrade, Policy, PoolSettings, Settings, Subset,
+    },
 };
 
-/// Checks `raw`.
+/// Checks `raw` and builds the rule; `findings` says whether it is usable.
 pub(in crate::config) fn destination_rule(
     raw: &istio::DestinationRule,
     subject: &Subject,
     findings: &mut Findings,
-) {
+) -> Arc<DestinationRule> {
     let spec = FieldPath::Root.key("spec");
     let host_path = spec.key("host");
     if raw.host.is_empty() {
@@ -23,13 +31,15 @@ pub(in crate::config) fn destination_rule(
     } else if let Some(message) = names::wildcard_host_error(&raw.host) {
         findings.error(&host_path, message);
     }
-    if let Some(policy) = &raw.traffic_policy {
-        traffic_policy(policy, &spec.key("trafficPolicy"), findings);
-    }
-    let subsets = spec.key("subsets");
+    let policy = raw
+        .traffic_policy
+        .as_ref()
+        .map(|policy| traffic_policy(policy, &spec.key("trafficPolicy"), findings));
+    let subsets_path = spec.key("subsets");
     let mut subset_names = BTreeSet::new();
+    let mut subsets = Vec::with_capacity(raw.subsets.len());
     for (index, subset) in raw.subsets.iter().enumerate() {
-        let path = subsets.index(index);
+        let path = subsets_path.index(index);
         if !names::is_dns_label(&subset.name) {
             findings.error(
                 &path.key("name"),
@@ -42,19 +52,35 @@ pub(in crate::config) fn destination_rule(
             );
         }
         names::labels(&subset.labels, &path.key("labels"), findings);
-        if let Some(policy) = &subset.traffic_policy {
-            traffic_policy(policy, &path.key("trafficPolicy"), findings);
-        }
+        subsets.push(Subset {
+            name: subset.name.clone(),
+            labels: subset.labels.clone(),
+            policy: subset
+                .traffic_policy
+                .as_ref()
+                .map(|policy| traffic_policy(policy, &path.key("trafficPolicy"), findings)),
+        });
     }
     if let Some(selector) = &raw.workload_selector {
         let path = spec.key("workloadSelector");
         names::labels(&selector.match_labels, &path.key("matchLabels"), findings);
+        findings.unsupported(&path, "the rule is for every workload");
     }
-    subject.export_to(&raw.export_to, &spec.key("exportTo"), findings);
-    findings.unsupported(&spec, "a DestinationRule is checked but has no effect");
+    let export_to = subject.export_to(&raw.export_to, &spec.key("exportTo"), findings);
+    Arc::new(DestinationRule {
+        origin: Arc::clone(&subject.origin),
+        host: names::host_pattern(&names::qualify(&raw.host, subject.namespace())),
+        export_to,
+        policy,
+        subsets,
+    })
 }
 
-fn traffic_policy(policy: &istio::TrafficPolicy, path: &FieldPath<'_>, findings: &mut Findings) {
+fn traffic_policy(
+    policy: &istio::TrafficPolicy,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Policy {
     connection_policy(
         policy.load_balancer.as_ref(),
         policy.connection_pool.as_ref(),
@@ -62,18 +88,21 @@ fn traffic_policy(policy: &istio::TrafficPolicy, path: &FieldPath<'_>, findings:
         path,
         findings,
     );
-    if let Some(settings) = &policy.tls {
-        tls::client(settings, &path.key("tls"), findings);
-    }
+    let settings = Settings {
+        pool: policy.connection_pool.as_ref().map(pool_settings),
+        tls: client_tls(policy.tls.as_ref(), &path.key("tls"), findings),
+    };
+    let mut ports = Vec::with_capacity(policy.port_level_settings.len());
     let levels = path.key("portLevelSettings");
     for (index, level) in policy.port_level_settings.iter().enumerate() {
         let path = levels.index(index);
-        match &level.port {
-            Some(port) => {
-                names::port(port.number, &path.key("port").key("number"), findings);
+        let port = match &level.port {
+            Some(port) => names::port(port.number, &path.key("port").key("number"), findings),
+            None => {
+                findings.error(&path.key("port"), "a port is required");
+                None
             }
-            None => findings.error(&path.key("port"), "a port is required"),
-        }
+        };
         connection_policy(
             level.load_balancer.as_ref(),
             level.connection_pool.as_ref(),
@@ -81,8 +110,17 @@ fn traffic_policy(policy: &istio::TrafficPolicy, path: &FieldPath<'_>, findings:
             &path,
             findings,
         );
-        if let Some(settings) = &level.tls {
-            tls::client(settings, &path.key("tls"), findings);
+        let tls = client_tls(level.tls.as_ref(), &path.key("tls"), findings);
+        let pool = level.connection_pool.as_ref().map(pool_settings);
+        ports.extend(port.map(|port| (port, Settings { pool, tls })));
+    }
+    for (name, given) in [
+        ("tunnel", policy.tunnel.is_some()),
+        ("proxyProtocol", policy.proxy_protocol.is_some()),
+        ("retryBudget", policy.retry_budget.is_some()),
+    ] {
+        if given {
+            findings.unsupported(&path.key(name), "not in effect yet");
         }
     }
     if let Some(tunnel) = &policy.tunnel {
@@ -112,6 +150,42 @@ fn traffic_policy(policy: &istio::TrafficPolicy, path: &FieldPath<'_>, findings:
             "must be in the range 0..100",
         );
     }
+    Policy { settings, ports }
+}
+
+/// Whether TLS is asked for; `None`: nothing is said.
+fn client_tls(
+    settings: Option<&ClientTlsSettings>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Option<bool> {
+    let settings = settings?;
+    tls::client(settings, path, findings);
+    let wanted = settings.mode != ClientTlsMode::Disable;
+    if wanted {
+        findings.unsupported(
+            path,
+            "not in effect yet; requests get 503 rather than going in plain text",
+        );
+    }
+    Some(wanted)
+}
+
+fn pool_settings(pool: &ConnectionPoolSettings) -> PoolSettings {
+    let http = pool.http.as_ref();
+    PoolSettings {
+        connect_timeout: pool
+            .tcp
+            .as_ref()
+            .and_then(|tcp| tcp.connect_timeout)
+            .map(|limit| limit.0),
+        http2: match http.map(|http| http.h2_upgrade_policy) {
+            None | Some(istio::H2UpgradePolicy::Default) => Http2Upgrade::Default,
+            Some(istio::H2UpgradePolicy::DoNotUpgrade) => Http2Upgrade::DoNotUpgrade,
+            Some(istio::H2UpgradePolicy::Upgrade) => Http2Upgrade::Upgrade,
+        },
+        as_client: http.is_some_and(|http| http.use_client_protocol),
+    }
 }
 
 fn connection_policy(
@@ -122,13 +196,16 @@ fn connection_policy(
     findings: &mut Findings,
 ) {
     if let Some(balancer) = balancer {
-        load_balancer(balancer, &path.key("loadBalancer"), findings);
+        let path = path.key("loadBalancer");
+        load_balancer(balancer, &path, findings);
+        findings.unsupported(&path, "not in effect yet");
     }
     if let Some(pool) = pool {
         connection_pool(pool, &path.key("connectionPool"), findings);
     }
     if let Some(outliers) = outliers {
         let path = path.key("outlierDetection");
+        findings.unsupported(&path, "not in effect yet");
         names::duration(outliers.interval, &path.key("interval"), findings);
         names::duration(
             outliers.base_ejection_time,
@@ -192,6 +269,19 @@ fn connection_pool(pool: &ConnectionPoolSettings, path: &FieldPath<'_>, findings
         if tcp.max_connections < 0 {
             findings.error(&path.key("maxConnections"), "must not be negative");
         }
+        for (name, given) in [
+            ("maxConnections", tcp.max_connections != 0),
+            ("tcpKeepalive", tcp.tcp_keepalive.is_some()),
+            (
+                "maxConnectionDuration",
+                tcp.max_connection_duration.is_some(),
+            ),
+            ("idleTimeout", tcp.idle_timeout.is_some()),
+        ] {
+            if given {
+                findings.unsupported(&path.key(name), "not in effect yet");
+            }
+        }
     }
     if let Some(http) = &pool.http {
         let path = path.key("http");
@@ -204,6 +294,16 @@ fn connection_pool(pool: &ConnectionPoolSettings, path: &FieldPath<'_>, findings
         ] {
             if value < 0 {
                 findings.error(&path.key(name), "must not be negative");
+            } else if value > 0 {
+                findings.unsupported(&path.key(name), "not in effect yet");
+            }
+        }
+        for (name, given) in [
+            ("idleTimeout", http.idle_timeout.is_some()),
+            ("http2KeepAlive", http.http2_keep_alive.is_some()),
+        ] {
+            if given {
+                findings.unsupported(&path.key(name), "not in effect yet");
             }
         }
         if http.use_client_protocol && http.h2_upgrade_policy == istio::H2UpgradePolicy::Upgrade {

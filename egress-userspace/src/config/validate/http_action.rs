@@ -15,8 +15,8 @@ use crate::{
         matching::StringMatch,
         retry::{RetryCondition, RetryOn, RetryPolicy},
         virtual_service::{
-            Abort, CorsPolicy, Fault, HeaderOperations, HttpAction, HttpMatch, HttpRule, Mirror,
-            Redirect, RedirectPort, Rewrite, RouteDestination, Share,
+            Abort, CorsPolicy, Delegate, Fault, HeaderOperations, HttpAction, HttpMatch, HttpRule,
+            Mirror, Redirect, RedirectPort, Rewrite, RouteDestination, Share,
         },
     },
 };
@@ -48,6 +48,7 @@ const GRPC_STATUSES: [&str; 17] = [
 
 /// One rule; `None` when its action is wrong.
 pub(super) fn rule(
+    index: usize,
     raw: &HttpRoute,
     matches: Vec<HttpMatch>,
     scope: &Scope<'_>,
@@ -75,6 +76,8 @@ pub(super) fn rule(
         .map(|raw| cors(raw, &path.key("corsPolicy"), findings));
     let action = action(raw, &matches, scope, path, findings)?;
     Some(HttpRule {
+        index,
+        delegate: None,
         name: raw.name.clone(),
         matches,
         action,
@@ -108,11 +111,14 @@ fn action(
         if delegate.name.is_empty() {
             findings.error(&path.key("name"), "a delegate needs a name");
         }
-        findings.unsupported(&path, "requests that match this rule get 503");
-        return Some(HttpAction::DirectResponse {
-            status: 503,
-            body: b"egress: delegate VirtualServices are not supported yet".to_vec(),
-        });
+        let own = || scope.subject.origin.namespace.clone();
+        return Some(HttpAction::Delegate(Delegate {
+            namespace: match delegate.namespace.as_str() {
+                "" => own(),
+                given => given.to_owned(),
+            },
+            name: delegate.name.clone(),
+        }));
     }
     let route = route(&raw.route, scope, &path.key("route"), findings);
     if raw.route.is_empty() {
@@ -570,7 +576,7 @@ fn mirrors(
         if !raw.mirrors.is_empty() {
             findings.error(&mirrors_path, "excludes `mirror`; give one of them");
         }
-        let found = check_destination(mirror, scope, &path.key("mirror"), findings);
+        let found = check_destination(mirror, scope.subject, &path.key("mirror"), findings);
         mirrors.extend(found.map(|(host, port)| Mirror {
             destination: RouteDestination {
                 host,

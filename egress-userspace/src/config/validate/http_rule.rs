@@ -2,6 +2,8 @@
 //! HTTPRoute of a VirtualService: its matches and which action it takes (istio
 //! `validateHTTPRoute`; istio-egress.md 5a). The actions themselves are in `http_action`.
 
+use std::sync::Arc;
+
 use http::HeaderName;
 
 use super::{
@@ -29,13 +31,13 @@ pub(super) fn rules(
     scope: &Scope<'_>,
     path: &FieldPath<'_>,
     findings: &mut Findings,
-) -> Vec<HttpRule> {
+) -> Vec<Arc<HttpRule>> {
     let mut rules = Vec::with_capacity(written.len());
     let mut catch_all: Option<usize> = None;
     for (index, raw) in written.iter().enumerate() {
         let path = path.index(index);
         let matches = matches(&raw.matches, scope, &path.key("match"), findings);
-        let rule = http_action::rule(raw, matches, scope, &path, findings);
+        let rule = http_action::rule(index, raw, matches, scope, &path, findings);
         if let Some(earlier) = catch_all {
             findings.warning(
                 &path,
@@ -48,7 +50,7 @@ pub(super) fn rules(
         if let Some(rule) = rule
             && (raw.matches.is_empty() || !rule.matches.is_empty())
         {
-            rules.push(rule);
+            rules.push(Arc::new(rule));
         }
     }
     rules

@@ -1,26 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sidecar: its egress half checked, nothing of it in effect yet (istio `ValidateSidecar`;
-//! istio-egress.md 7).
+//! Sidecar: its egress half (istio `ValidateSidecar`; istio-egress.md 7).
 
-use super::{Findings, names};
-use crate::config::{
-    field::FieldPath,
-    istio::{self, SidecarOutboundMode},
+use std::sync::Arc;
+
+use super::{Findings, Subject, names, virtual_service::check_destination};
+use crate::{
+    config::{
+        field::FieldPath,
+        istio::{self, CaptureMode, SidecarOutboundMode},
+    },
+    routing::{
+        sidecar::{EgressListener, Import, Outbound, Sidecar},
+        table::OutboundPolicy,
+        virtual_service::{HeaderOperations, RouteDestination},
+    },
 };
 
-/// Checks `raw`.
-pub(in crate::config) fn sidecar(raw: &istio::Sidecar, findings: &mut Findings) {
+/// Checks `raw` and builds the Sidecar; `findings` says whether it is usable.
+pub(in crate::config) fn sidecar(
+    raw: &istio::Sidecar,
+    subject: &Subject,
+    findings: &mut Findings,
+) -> Arc<Sidecar> {
     let spec = FieldPath::Root.key("spec");
     if let Some(selector) = &raw.workload_selector {
         let path = spec.key("workloadSelector");
         names::labels(&selector.labels, &path.key("labels"), findings);
     }
+    if !raw.ingress.is_empty() || raw.inbound_connection_pool.is_some() {
+        findings.warning(
+            &spec.key("ingress"),
+            "is about inbound traffic and not read",
+        );
+    }
     let egress = spec.key("egress");
+    let mut listeners: Vec<EgressListener> = Vec::with_capacity(raw.egress.len());
     for (index, listener) in raw.egress.iter().enumerate() {
         let path = egress.index(index);
         if let Some(port) = &listener.port {
             let path = path.key("port");
             names::port(port.number, &path.key("number"), findings);
+            if port.protocol.eq_ignore_ascii_case("HTTP_PROXY") {
+                findings.unsupported(&path.key("protocol"), "no forward proxy listens there");
+            }
             if names::protocol(&port.protocol).is_none() {
                 findings.error(
                     &path.key("protocol"),
@@ -41,17 +63,98 @@ pub(in crate::config) fn sidecar(raw: &istio::Sidecar, findings: &mut Findings) 
                 findings.error(&hosts.index(index), message);
             }
         }
+        if !listener.bind.is_empty() {
+            findings.unsupported(&path.key("bind"), "connections are captured, not bound");
+        }
+        if listener.capture_mode == CaptureMode::None {
+            findings.unsupported(&path.key("captureMode"), "connections are captured");
+        }
+        let port = listener
+            .port
+            .as_ref()
+            .and_then(|port| u16::try_from(port.number).ok());
+        if listeners.iter().any(|other| other.port == port) {
+            findings.error(
+                &path,
+                match port {
+                    Some(port) => format!("there is another listener for port {port}"),
+                    None => "there is another listener without a port".to_owned(),
+                },
+            );
+        }
+        listeners.push(EgressListener {
+            port,
+            hosts: listener
+                .hosts
+                .iter()
+                .filter_map(|host| import(host, &subject.origin.namespace))
+                .collect(),
+        });
     }
-    if let Some(policy) = &raw.outbound_traffic_policy
-        && policy.egress_proxy.is_some()
-        && policy.mode != SidecarOutboundMode::AllowAny
-    {
-        findings.error(
-            &spec.key("outboundTrafficPolicy").key("egressProxy"),
-            "needs mode ALLOW_ANY",
-        );
-    }
-    findings.unsupported(&spec, "a Sidecar is checked but has no effect");
+    let outbound = raw.outbound_traffic_policy.as_ref().map(|policy| {
+        outbound(
+            policy,
+            subject,
+            &spec.key("outboundTrafficPolicy"),
+            findings,
+        )
+    });
+    let selector = raw.workload_selector.as_ref().map(|s| s.labels.clone());
+    Arc::new(Sidecar {
+        origin: Arc::clone(&subject.origin),
+        selector: selector.filter(|labels| !labels.is_empty()),
+        egress: listeners,
+        outbound,
+    })
+}
+
+fn outbound(
+    raw: &istio::OutboundTrafficPolicy,
+    subject: &Subject,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) -> Outbound {
+    let mode = match raw.mode {
+        SidecarOutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
+        SidecarOutboundMode::AllowAny => OutboundPolicy::AllowAny,
+    };
+    let proxy = raw.egress_proxy.as_ref().and_then(|proxy| {
+        let path = path.key("egressProxy");
+        if mode != OutboundPolicy::AllowAny {
+            findings.error(&path, "needs mode ALLOW_ANY");
+        }
+        if proxy.port.is_none() {
+            findings.error(&path.key("port"), "a port is required");
+        }
+        let (host, port) = check_destination(proxy, subject, &path, findings)?;
+        Some(RouteDestination {
+            host,
+            port,
+            subset: (!proxy.subset.is_empty()).then(|| proxy.subset.clone()),
+            weight: 1,
+            headers: HeaderOperations::default(),
+        })
+    });
+    Outbound { mode, proxy }
+}
+
+/// What a host of a listener imports; `None` for `~/*`, which imports nothing.
+fn import(text: &str, own: &str) -> Option<Import> {
+    let (namespace, host) = text.split_once('/')?;
+    let (exclude, namespace) = match namespace.strip_prefix('~') {
+        Some("") => return None,
+        Some(namespace) => (true, namespace),
+        None => (false, namespace),
+    };
+    Some(Import {
+        exclude,
+        namespace: match namespace {
+            "*" => None,
+            "." => Some(own.to_owned()),
+            name => Some(name.to_owned()),
+        },
+        host: names::host_pattern(host),
+    })
 }
 
 /// `namespace/dnsName`, `~/*`, or `~namespace/dnsName` to exclude (istio-egress.md 7.2).

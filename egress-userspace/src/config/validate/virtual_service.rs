@@ -94,10 +94,6 @@ fn hosts(
                 );
             }
         }
-        findings.unsupported(
-            &path,
-            "a VirtualService without hosts is a delegate, which no rule can name",
-        );
     }
     let mut hosts: Vec<HostPattern> = Vec::with_capacity(raw.hosts.len());
     for (index, host) in raw.hosts.iter().enumerate() {
@@ -373,7 +369,7 @@ pub(super) fn destination(
         findings.error(&destination_path, "a destination is required");
         return None;
     };
-    let (host, port) = check_destination(raw, scope, &destination_path, findings)?;
+    let (host, port) = check_destination(raw, scope.subject, &destination_path, findings)?;
     Some(RouteDestination {
         host,
         port,
@@ -386,7 +382,7 @@ pub(super) fn destination(
 /// Host (qualified, lower-cased) and port of a Destination.
 pub(super) fn check_destination(
     raw: &istio::Destination,
-    scope: &Scope<'_>,
+    subject: &Subject,
     path: &FieldPath<'_>,
     findings: &mut Findings,
 ) -> Option<(String, Option<u16>)> {
@@ -399,7 +395,7 @@ pub(super) fn check_destination(
     } else if let Some(message) = names::wildcard_host_error(&raw.host) {
         findings.error(&host_path, message);
     } else {
-        let qualified = names::qualify(&raw.host, scope.subject.namespace());
+        let qualified = names::qualify(&raw.host, subject.namespace());
         host = Some(qualified.trim_end_matches('.').to_ascii_lowercase());
     }
     if !raw.subset.is_empty() && !names::is_dns_label(&raw.subset) {
