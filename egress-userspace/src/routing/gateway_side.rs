@@ -3,22 +3,22 @@
 //! which VirtualServices serve them. There is no passthrough here (row 1.8).
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
 };
 
 use super::{
     carry_out::{first_match, forward},
     decision::{Action, Decision, Request, Step, Traffic, Why},
     delegate,
-    gateway::{Gateway, GatewayName, Server},
+    gateway::{Gateway, GatewayName, Server, ServerHost},
     host::{self, HostMap, HostPattern},
     mesh_side::{no_name, no_route},
     registry::Registry,
     rule_index::RuleIndex,
     rules::{CompiledService, Compiler, For, positions},
     service::Protocol,
-    table::Objects,
+    table::{MeshDefaults, Objects},
     virtual_service::VirtualService,
 };
 
@@ -37,6 +37,7 @@ pub struct GatewayProxy<'a> {
 #[derive(Debug)]
 pub struct GatewaySide {
     namespace: String,
+    mesh: MeshDefaults,
     ports: BTreeMap<u16, Port>,
     /// Every VirtualService and Gateway, for the runners-up of an explanation.
     considered: Considered,
@@ -52,8 +53,26 @@ struct Port {
 /// One effective host of a port: server host ∩ VirtualService host (row 4.4).
 #[derive(Debug, Default)]
 struct Host {
-    /// In creation order.
-    services: Vec<Arc<CompiledService>>,
+    /// By Gateway, then in creation order.
+    bound: Vec<Bound>,
+    /// Compiled when the first request asks for them: of many hosts a gateway serves few.
+    rules: OnceLock<HostRules>,
+}
+
+/// A VirtualService as one Gateway binds it.
+#[derive(Debug, Clone)]
+struct Bound {
+    /// Position among all: creation order.
+    order: usize,
+    source: Arc<VirtualService>,
+    /// `match.gateways` may name one of several.
+    gateway: Arc<GatewayName>,
+}
+
+/// The rules of a host.
+#[derive(Debug)]
+struct HostRules {
+    services: Vec<CompiledService>,
     /// `(service, rule)` in the order of row 5.6: catch-alls last.
     http: Vec<(usize, usize)>,
     /// Of `http`.
@@ -69,8 +88,8 @@ struct Considered {
 }
 
 impl GatewaySide {
-    /// Compiles the VirtualServices of the Gateways that select this workload.
-    pub fn build(objects: &Objects, registry: &Registry, proxy: GatewayProxy<'_>) -> Self {
+    /// Indexes the VirtualServices of the Gateways that select this workload.
+    pub fn build(objects: &Objects, proxy: GatewayProxy<'_>) -> Self {
         let gateways: Vec<_> = objects
             .gateways
             .iter()
@@ -90,42 +109,29 @@ impl GatewaySide {
                 });
             }
         }
-        let mut compiler = Compiler::new(registry, &objects.mesh, Some(proxy.namespace));
-        for vs in &delegate::merge(&objects.virtual_services) {
-            let bound = vs.gateways.iter().any(|g| selected.contains(g));
-            if !bound || !vs.export_to.covers(proxy.namespace) {
-                continue;
-            }
-            // One compilation for each Gateway: `match.gateways` may name one of several.
-            let mut compiled = HashMap::new();
-            for (gateway, _) in gateways.iter().filter(|(_, reason)| reason.is_none()) {
-                let name = gateway_name(gateway);
-                if !vs.gateways.contains(&name) {
-                    continue;
-                }
-                let service = compiled
-                    .entry(name.clone())
-                    .or_insert_with(|| {
-                        Arc::new(compiler.compile(
-                            vs,
-                            For {
-                                gateways: std::slice::from_ref(&name),
-                            },
-                        ))
-                    })
-                    .clone();
-                for server in &gateway.servers {
-                    if let Some(port) = ports.get_mut(&server.port) {
-                        bind(&mut port.hosts, server, &service);
+        let services = delegate::merge(&objects.virtual_services);
+        for (gateway, _) in gateways.iter().filter(|(_, reason)| reason.is_none()) {
+            let name = Arc::new(gateway_name(gateway));
+            let servers: Vec<_> = gateway.servers.iter().map(Admitted::new).collect();
+            let bound = services.iter().enumerate().filter(|(_, vs)| {
+                vs.export_to.covers(proxy.namespace) && vs.gateways.contains(&name)
+            });
+            for (order, source) in bound {
+                let service = Bound {
+                    order,
+                    source: source.clone(),
+                    gateway: name.clone(),
+                };
+                for server in &servers {
+                    if let Some(port) = ports.get_mut(&server.server.port) {
+                        server.bind(&mut port.hosts, &service);
                     }
                 }
             }
         }
-        for port in ports.values_mut() {
-            port.hosts.for_each_mut(Host::finish);
-        }
         Self {
             namespace: proxy.namespace.to_owned(),
+            mesh: objects.mesh.clone(),
             ports,
             considered: Considered {
                 gateways,
@@ -151,21 +157,34 @@ impl GatewaySide {
     }
 
     /// Decides one request or connection.
-    pub fn decide(&self, request: &Request<'_>, draw: u32, why: &mut Why) -> Decision {
+    pub fn decide(
+        &self,
+        registry: &Registry,
+        request: &Request<'_>,
+        draw: u32,
+        why: &mut Why,
+    ) -> Decision {
         match request.traffic {
-            Traffic::Http { host, .. } => self.http(request, host, draw, why),
-            Traffic::Tls { sni } => self.connection(request, sni, draw, why),
-            Traffic::Tcp => self.connection(request, None, draw, why),
+            Traffic::Http { host, .. } => self.http(registry, request, host, draw, why),
+            Traffic::Tls { sni } => self.connection(registry, request, sni, draw, why),
+            Traffic::Tcp => self.connection(registry, request, None, draw, why),
         }
     }
 
-    fn http(&self, request: &Request<'_>, sent: &str, draw: u32, why: &mut Why) -> Decision {
+    fn http(
+        &self,
+        registry: &Registry,
+        request: &Request<'_>,
+        sent: &str,
+        draw: u32,
+        why: &mut Why,
+    ) -> Decision {
         let name = host::normalize(sent);
         let found = self
             .ports
             .get(&request.port)
             .and_then(|port| port.hosts.find(&name));
-        let Some(found) = found else {
+        let Some(found) = found.map(|host| self.rules(host, registry)) else {
             self.explain_nothing(request.port, &name, why);
             return no_route(None);
         };
@@ -173,9 +192,9 @@ impl GatewaySide {
         let rules = positions.filter_map(|at| {
             let (service, rule) = found.http.get(at)?;
             let service = found.services.get(*service)?;
-            Some((service.as_ref(), service.http.get(*rule)?))
+            Some((service, service.http.get(*rule)?))
         });
-        let bound = |service: &Arc<CompiledService>| {
+        let bound = |service: &CompiledService| {
             let gateway = self.bound_to(&service.source);
             gateway.map(display).unwrap_or_default()
         };
@@ -193,6 +212,7 @@ impl GatewaySide {
     /// TLS by server name, TCP by the first rule of the port (rows 5c.4, 4.15).
     fn connection(
         &self,
+        registry: &Registry,
         request: &Request<'_>,
         sni: Option<&str>,
         draw: u32,
@@ -210,11 +230,12 @@ impl GatewaySide {
             self.explain_nothing(request.port, name.as_deref().unwrap_or("*"), why);
             return closed();
         };
-        let services: Box<dyn Iterator<Item = &Arc<CompiledService>>> = match &name {
-            Some(name) => Box::new(port.hosts.find(name).into_iter().flat_map(|h| &h.services)),
+        let hosts: Box<dyn Iterator<Item = &Host>> = match &name {
+            Some(name) => Box::new(port.hosts.find(name).into_iter()),
             None if tls => Box::new(std::iter::empty()),
-            None => Box::new(port.hosts.all().flat_map(|h| &h.services)),
+            None => Box::new(port.hosts.all()),
         };
+        let services = hosts.flat_map(|host| &self.rules(host, registry).services);
         for service in services {
             let (rules, field) = if tls {
                 (&service.tls, "tls")
@@ -243,6 +264,19 @@ impl GatewaySide {
             why,
         );
         closed()
+    }
+
+    fn rules<'h>(&self, host: &'h Host, registry: &Registry) -> &'h HostRules {
+        host.rules.get_or_init(|| {
+            let mut compiler = Compiler::new(registry, &self.mesh, Some(&self.namespace));
+            let mut bound: Vec<_> = host.bound.iter().collect();
+            bound.sort_by_key(|bound| bound.order);
+            let services = bound.into_iter().map(|bound| {
+                let gateways = std::slice::from_ref(&*bound.gateway);
+                compiler.compile(&bound.source, For { gateways })
+            });
+            HostRules::new(services.collect())
+        })
     }
 
     fn bound_to(&self, vs: &VirtualService) -> Option<&GatewayName> {
@@ -351,45 +385,70 @@ fn admits(gateway: &Gateway, port: u16, host: &str) -> bool {
         .any(|s| s.hosts.iter().any(|h| h.host.matches(host)))
 }
 
-/// Puts a VirtualService under every host it shares with the server.
-fn bind(hosts: &mut HostMap<Host>, server: &Server, service: &Arc<CompiledService>) {
-    let source = &service.source;
-    for admitted in &server.hosts {
-        if admitted
-            .namespace
-            .as_ref()
-            .is_some_and(|ns| *ns != source.origin.namespace)
-        {
-            continue;
+/// A server and its hosts by name: there may be thousands of them.
+struct Admitted<'a> {
+    server: &'a Server,
+    by_host: HostMap<Vec<&'a ServerHost>>,
+}
+
+impl<'a> Admitted<'a> {
+    fn new(server: &'a Server) -> Self {
+        let mut by_host = HostMap::<Vec<_>>::default();
+        for host in &server.hosts {
+            by_host.entry(&host.host).push(host);
         }
+        Self { server, by_host }
+    }
+
+    /// Puts a VirtualService under every host it shares with the server.
+    fn bind(&self, hosts: &mut HostMap<Host>, service: &Bound) {
+        let source = &service.source;
+        let visible = |admitted: &&&ServerHost| {
+            let namespace = admitted.namespace.as_ref();
+            namespace.is_none_or(|ns| *ns == source.origin.namespace)
+        };
         for wanted in &source.hosts {
-            let Some(common) = admitted.host.intersection(wanted) else {
-                continue;
-            };
-            insert(hosts, common, service);
+            // A name lies within the patterns that hold it; wildcards may also hold the server's.
+            if let Some(name) = wanted.exact() {
+                let mut holding = self.by_host.matching(name).flatten();
+                if holding.any(|admitted| visible(&admitted)) {
+                    insert(hosts, wanted, service);
+                }
+            } else {
+                for admitted in self.by_host.all().flatten().filter(visible) {
+                    if let Some(common) = admitted.host.intersection(wanted) {
+                        insert(hosts, common, service);
+                    }
+                }
+            }
         }
     }
 }
 
-fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Arc<CompiledService>) {
+fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Bound) {
     let host = hosts.entry(pattern);
-    if host.services.iter().any(|have| Arc::ptr_eq(have, service)) {
-        return;
+    let same = |have: &Bound| {
+        Arc::ptr_eq(&have.source, &service.source) && Arc::ptr_eq(&have.gateway, &service.gateway)
+    };
+    // Hosts of one VirtualService come one after the other.
+    if !host.bound.last().is_some_and(same) {
+        host.bound.push(service.clone());
     }
-    let at = host.services.len();
-    host.services.push(service.clone());
-    host.http
-        .extend((0..service.http.len()).map(|rule| (at, rule)));
 }
 
-impl Host {
-    /// Orders the rules when all are there.
-    fn finish(&mut self) {
-        let services = &self.services;
+impl HostRules {
+    fn new(services: Vec<CompiledService>) -> Self {
+        let rules = services.iter().enumerate();
+        let mut http: Vec<_> = rules
+            .flat_map(|(at, service)| (0..service.http.len()).map(move |rule| (at, rule)))
+            .collect();
         // Stable: keeps creation order within both halves.
-        self.http
-            .sort_by_key(|&(s, r)| services[s].http[r].catch_all);
-        let rules = self.http.iter().map(|&(s, r)| &*services[s].http[r].rule);
-        self.index = RuleIndex::new(rules);
+        http.sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+        let index = RuleIndex::new(http.iter().map(|&(s, r)| &*services[s].http[r].rule));
+        Self {
+            services,
+            http,
+            index,
+        }
     }
 }

@@ -184,17 +184,6 @@ impl<T> HostMap<T> {
             .chain(&self.any)
     }
 
-    /// Changes every value.
-    pub fn for_each_mut(&mut self, change: impl FnMut(&mut T)) {
-        let partial = self.partial.iter_mut().map(|(_, value)| value);
-        self.exact
-            .values_mut()
-            .chain(self.suffixes.values_mut())
-            .chain(partial)
-            .chain(&mut self.any)
-            .for_each(change);
-    }
-
     /// The most specific value that holds the normalised host.
     pub fn find(&self, host: &str) -> Option<&T> {
         self.exact.get(host).or_else(|| self.matching(host).next())

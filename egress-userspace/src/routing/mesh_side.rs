@@ -24,8 +24,8 @@ use super::{
     rules::{CompiledService, Compiler, For},
     service::{Protocol, Service},
     sidecar::{Client, Sidecars},
-    table::{Objects, OutboundPolicy},
-    virtual_service::HeaderOperations,
+    table::{MeshDefaults, Objects, OutboundPolicy},
+    virtual_service::{HeaderOperations, VirtualService},
 };
 use crate::workload::Workload;
 
@@ -38,8 +38,8 @@ pub struct MeshSide {
     /// Oldest first under each host: in the mesh the oldest wins (row 5.5).
     by_host: HostMap<Candidates>,
     /// Default routes by service identity and port.
-    defaults: HashMap<(usize, u16), Arc<Route>>,
-    policy: OutboundPolicy,
+    defaults: HashMap<(usize, u16), DefaultRoute>,
+    mesh: MeshDefaults,
     sidecars: Sidecars,
     /// Where unknown traffic goes under a Sidecar's egressProxy, by the Sidecar's identity.
     proxies: HashMap<usize, Arc<Route>>,
@@ -49,8 +49,18 @@ pub struct MeshSide {
 #[derive(Debug, Default)]
 struct Candidates {
     host: Option<HostPattern>,
-    services: Vec<Arc<CompiledService>>,
+    services: Vec<Arc<Lazy>>,
 }
+
+/// A VirtualService, compiled when the first request asks for it: of many a node uses few.
+#[derive(Debug)]
+struct Lazy {
+    source: Arc<VirtualService>,
+    compiled: OnceLock<CompiledService>,
+}
+
+/// The default route of a service's port, made when it is first asked for.
+type DefaultRoute = OnceLock<Arc<Route>>;
 
 impl Candidates {
     /// Whether the pattern stands for the registered service, not only for the request's host
@@ -69,35 +79,31 @@ impl Candidates {
 }
 
 impl MeshSide {
-    /// Compiles every VirtualService that is bound to `mesh`.
+    /// Indexes every VirtualService that is bound to `mesh`.
     pub fn build(objects: &Objects, registry: &Registry) -> Self {
-        let mut compiler = Compiler::new(registry, &objects.mesh, None);
         let mut by_host = HostMap::<Candidates>::default();
-        let mesh = For {
-            gateways: &[GatewayName::Mesh],
-        };
         for source in &delegate::merge(&objects.virtual_services) {
             if !source.gateways.contains(&GatewayName::Mesh) {
                 continue;
             }
-            let compiled = Arc::new(compiler.compile(source, mesh));
+            let lazy = Arc::new(Lazy {
+                source: source.clone(),
+                compiled: OnceLock::new(),
+            });
             for host in &source.hosts {
                 let candidates = by_host.entry(host);
                 candidates.host = Some(host.clone());
-                candidates.services.push(compiled.clone());
+                candidates.services.push(lazy.clone());
             }
         }
-        let retries = compiler.retries(None);
-        let defaults = objects
+        let ports = objects
             .services
             .iter()
-            .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
-            .map(|(service, port)| {
-                let retries = port.protocol.is_http().then(|| retries.clone()).flatten();
-                let destination = registry.of_service((service, port));
-                (key(service, port.number), plain_route(destination, retries))
-            })
+            .flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+        let defaults = ports
+            .map(|(service, port)| (key(service, port.number), OnceLock::new()))
             .collect();
+        let mut compiler = Compiler::new(registry, &objects.mesh, None);
         let proxies = objects
             .sidecars
             .iter()
@@ -113,17 +119,26 @@ impl MeshSide {
         Self {
             by_host,
             defaults,
-            policy: objects.mesh.outbound,
+            mesh: objects.mesh.clone(),
             sidecars: Sidecars::new(&objects.sidecars, &objects.mesh.root_namespace),
             proxies,
         }
+    }
+
+    fn compiled<'l>(&self, lazy: &'l Lazy, registry: &Registry) -> &'l CompiledService {
+        lazy.compiled.get_or_init(|| {
+            let mesh = For {
+                gateways: &[GatewayName::Mesh],
+            };
+            Compiler::new(registry, &self.mesh, None).compile(&lazy.source, mesh)
+        })
     }
 
     /// What is done with unknown destinations of a caller (row 1.6).
     pub fn outbound_policy(&self, source: Option<&Workload>) -> OutboundPolicy {
         let sidecar = self.sidecars.of(source);
         let own = sidecar.and_then(|sidecar| sidecar.outbound.as_ref());
-        own.map_or(self.policy, |outbound| outbound.mode)
+        own.map_or(self.mesh.outbound, |outbound| outbound.mode)
     }
 
     fn client<'a>(&'a self, request: &Request<'a>, why: &mut Why) -> Client<'a> {
@@ -179,7 +194,7 @@ impl MeshSide {
         if *method == Method::CONNECT {
             // Row 5b.17: rules are for requests, not for tunnels.
             return match forward_proxy() {
-                Some(proxy) => self.default_of(proxy, draw, client, why),
+                Some(proxy) => self.default_of(registry, proxy, draw, client, why),
                 None => {
                     why.step(|| Step::plain("CONNECT is for ports of protocol HTTP_PROXY only"));
                     no_route(None)
@@ -187,6 +202,7 @@ impl MeshSide {
             };
         }
         if let Some(vs) = self.virtual_service(&host, request.port, service, client, why) {
+            let vs = self.compiled(vs, registry);
             if vs.http.iter().any(|rule| rule.survives(request)) {
                 let rules = vs.candidates(request, why.is_on());
                 return first_match(rules, "mesh", request, draw, why).unwrap_or_else(|| {
@@ -207,10 +223,10 @@ impl MeshSide {
             });
         }
         match service {
-            Some(service) => self.default_of(service, draw, client, why),
+            Some(service) => self.default_of(registry, service, draw, client, why),
             // What a forward proxy is asked for is not looked up here.
             None => match forward_proxy() {
-                Some(proxy) => self.default_of(proxy, draw, client, why),
+                Some(proxy) => self.default_of(registry, proxy, draw, client, why),
                 None => self.unknown(request, &host, client, draw, why),
             },
         }
@@ -232,6 +248,7 @@ impl MeshSide {
         let service = registry.find(&name, request.port, client);
         note_service(service, &name, request.port, why);
         if let Some(vs) = self.virtual_service(&name, request.port, service, client, why) {
+            let vs = self.compiled(vs, registry);
             let rule = vs
                 .tls
                 .iter()
@@ -249,7 +266,7 @@ impl MeshSide {
             }
         }
         match service.filter(|(_, port)| !port.protocol.is_http()) {
-            Some(service) => self.default_of(service, draw, client, why),
+            Some(service) => self.default_of(registry, service, draw, client, why),
             None => self.unknown(request, &name, client, draw, why),
         }
     }
@@ -275,7 +292,7 @@ impl MeshSide {
         let vs = service.host.exact().and_then(|host| {
             self.virtual_service(host, request.port, Some((service, port)), client, why)
         });
-        if let Some(vs) = vs
+        if let Some(vs) = vs.map(|vs| self.compiled(vs, registry))
             && let Some(rule) = vs.tcp.iter().find(|rule| rule.matches(request, None))
         {
             why.step(|| {
@@ -285,7 +302,7 @@ impl MeshSide {
             let route = rule.route.on(request.port);
             return connection(route, vs, draw, client, why);
         }
-        self.default_of((service, port), draw, client, why)
+        self.default_of(registry, (service, port), draw, client, why)
     }
 
     /// The VirtualService of a host for a client: most specific host first, then the oldest.
@@ -296,7 +313,7 @@ impl MeshSide {
         service: Option<ServiceAt<'_>>,
         client: Client<'_>,
         why: &mut Why,
-    ) -> Option<&Arc<CompiledService>> {
+    ) -> Option<&Lazy> {
         for candidates in self.by_host.matching(host) {
             if port != UNREGISTERED_PORT && !candidates.cover(service) {
                 continue;
@@ -316,7 +333,7 @@ impl MeshSide {
                         )
                     });
                 }
-                return Some(first);
+                return Some(first.as_ref());
             }
             let on = why.is_on();
             for hidden in candidates.services.iter().take_while(|_| on) {
@@ -336,6 +353,7 @@ impl MeshSide {
 
     fn default_of(
         &self,
+        registry: &Registry,
         (service, port): ServiceAt<'_>,
         draw: u32,
         client: Client<'_>,
@@ -349,7 +367,15 @@ impl MeshSide {
         });
         static NAME: OnceLock<Arc<str>> = OnceLock::new();
         let action = match self.defaults.get(&key(service, port.number)) {
-            Some(route) => forward(route, draw, client.namespace, (None, None), why),
+            Some(lazy) => {
+                let route = lazy.get_or_init(|| {
+                    let compiler = Compiler::new(registry, &self.mesh, None);
+                    let http = port.protocol.is_http();
+                    let retries = http.then(|| compiler.retries(None)).flatten();
+                    plain_route(registry.of_service((service, port)), retries)
+                });
+                forward(route, draw, client.namespace, (None, None), why)
+            }
             None => Action::NoRoute,
         };
         Decision {
@@ -373,7 +399,7 @@ impl MeshSide {
         static BLOCK: OnceLock<Arc<str>> = OnceLock::new();
         let http = matches!(request.traffic, Traffic::Http { .. });
         let own = client.sidecar.and_then(|s| s.outbound.as_ref());
-        let policy = own.map_or(self.policy, |outbound| outbound.mode);
+        let policy = own.map_or(self.mesh.outbound, |outbound| outbound.mode);
         let proxy = client
             .sidecar
             .and_then(|sidecar| self.proxies.get(&(Arc::as_ptr(sidecar) as usize)));
@@ -418,7 +444,7 @@ impl MeshSide {
 /// A connection routed by a tls or tcp rule.
 fn connection(
     route: &Arc<Route>,
-    vs: &Arc<CompiledService>,
+    vs: &CompiledService,
     draw: u32,
     client: Client<'_>,
     why: &mut Why,

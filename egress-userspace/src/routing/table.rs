@@ -119,7 +119,7 @@ impl Table {
                     labels,
                     only: only.as_ref(),
                 };
-                Side::Gateway(Box::new(GatewaySide::build(&objects, &registry, proxy)))
+                Side::Gateway(Box::new(GatewaySide::build(&objects, proxy)))
             }
         };
         Self {
@@ -135,7 +135,7 @@ impl Table {
     pub fn decide(&self, request: &Request<'_>, draw: u32, why: &mut Why) -> Decision {
         match &self.side {
             Side::Mesh(side) => side.decide(&self.registry, request, draw, why),
-            Side::Gateway(side) => side.decide(request, draw, why),
+            Side::Gateway(side) => side.decide(&self.registry, request, draw, why),
         }
     }
 
