@@ -282,3 +282,31 @@ fn header_edits_follow_the_rule() {
         assert!(!answer.contains(part), "{part}: {answer}");
     }
 }
+
+#[test]
+fn own_headers_are_switched_by_the_mesh_configuration() {
+    let Some(net) = net("proxy-headers") else {
+        return;
+    };
+    let yaml = service_entry("httpbin", &["httpbin.org"], &[80], "resolution: DNS");
+    let config = configure(&net, "httpbin.yaml", &yaml);
+    let mesh = mesh_config(
+        &net,
+        "defaultConfig: {proxyHeaders: {requestId: {disabled: true}, attemptCount: {disabled: true}, \
+         server: {value: mine}, envoyDebugHeaders: {disabled: true}, xForwardedPort: {enabled: true}, \
+         xForwardedHost: {enabled: true}}}\n",
+    );
+    let _node = Node::start(&net, &config, &["--mesh-config", &mesh]).unwrap();
+    let answer = curl(&net, &["-i", "http://httpbin.org/headers"]);
+    for part in [
+        "server: mine",
+        "\"X-Forwarded-Port\": \"80\"",
+        "\"X-Forwarded-Host\": \"httpbin.org\"",
+        "\"X-Forwarded-Proto\": \"http\"",
+    ] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
+    for part in ["X-Request-Id", "X-Envoy-Attempt-Count", "x-envoy-upstream"] {
+        assert!(!answer.contains(part), "{part}: {answer}");
+    }
+}

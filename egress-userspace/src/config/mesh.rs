@@ -15,6 +15,7 @@ use super::{
         RawMeshConfig,
     },
     problem::{Problem, Severity},
+    proxy_headers::{self, ProxyHeaders},
     source::lines,
     validate::{self, Finding, Findings},
 };
@@ -36,6 +37,8 @@ pub struct MeshConfig {
     pub access_log_format: String,
     /// Trust in Istio's `dnsRefreshRate`: wait after a failed resolution (60 s).
     pub dns_refresh_rate: Duration,
+    /// defaultConfig.proxyHeaders.
+    pub proxy_headers: ProxyHeaders,
     /// defaultServiceExportTo; empty: `*`.
     pub default_service_export_to: Vec<String>,
     /// defaultVirtualServiceExportTo; empty: `*`.
@@ -52,6 +55,7 @@ impl Default for MeshConfig {
             access_log_encoding: AccessLogEncoding::Text,
             access_log_format: String::new(),
             dns_refresh_rate: Duration::from_secs(60),
+            proxy_headers: ProxyHeaders::default(),
             default_service_export_to: Vec::new(),
             default_virtual_service_export_to: Vec::new(),
             default_destination_rule_export_to: Vec::new(),
@@ -248,6 +252,7 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
     ] {
         validate::export_to(list, "", nobody, &root.key(name), findings);
     }
+    let proxy_headers = proxy_headers::of_default_config(raw.default_config.as_ref(), findings);
     let connect_timeout = raw.connect_timeout.map(|d| d.0);
     if connect_timeout.is_some_and(|d| d < Duration::from_millis(1)) {
         findings.error(&root.key("connectTimeout"), "must be at least 1ms");
@@ -272,6 +277,7 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
         dns_refresh_rate: raw
             .dns_refresh_rate
             .map_or(Duration::from_secs(60), |d| d.0),
+        proxy_headers,
         default_service_export_to: raw.default_service_export_to,
         default_virtual_service_export_to: raw.default_virtual_service_export_to,
         default_destination_rule_export_to: raw.default_destination_rule_export_to,

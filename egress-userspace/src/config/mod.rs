@@ -17,6 +17,7 @@ mod istio;
 pub mod mesh;
 mod objects;
 pub mod problem;
+pub mod proxy_headers;
 pub mod report;
 pub mod snapshot;
 mod source;

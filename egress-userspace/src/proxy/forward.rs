@@ -215,8 +215,9 @@ pub async fn send(
         };
         drop(answered);
         retries += 1;
-        head.headers
-            .insert(ATTEMPT_COUNT, HeaderValue::from(retries + 1));
+        if let Some(count) = head.headers.get_mut(ATTEMPT_COUNT) {
+            *count = HeaderValue::from(retries + 1);
+        }
         tokio::time::sleep(retry::backoff(policy.backoff, retries, random())).await;
     };
     if let Some(keeper) = keeper {

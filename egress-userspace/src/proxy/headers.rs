@@ -18,6 +18,10 @@ use crate::routing::{header_text::Facts, virtual_service::HeaderEdit};
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// `x-forwarded-proto`.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// `x-forwarded-host`.
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// `x-forwarded-port`.
+pub const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// `x-forwarded-for`.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// `x-envoy-attempt-count`.

@@ -24,15 +24,16 @@ use super::{
     exchange::Exchange,
     forward::{Answered, Outgoing, Target, send},
     headers::{
-        ATTEMPT_COUNT, FORWARDED_PROTO, GRPC_MESSAGE, GRPC_STATUS, REQUEST_ID, SERVICE_TIME, edit,
-        grpc_status, random, remove_hop_by_hop, request_id, wants_upgrade,
+        ATTEMPT_COUNT, FORWARDED_HOST, FORWARDED_PORT, FORWARDED_PROTO, GRPC_MESSAGE, GRPC_STATUS,
+        REQUEST_ID, SERVICE_TIME, edit, grpc_status, random, remove_hop_by_hop, request_id,
+        wants_upgrade,
     },
     mirror,
     response::{Deadline, ResponseBody},
     translate::authority_to_host,
 };
 use crate::{
-    config::snapshot::Snapshot,
+    config::{proxy_headers::ProxyHeaders, snapshot::Snapshot},
     routing::{
         decision::{
             Action, Before, Decision, Forward, Request as Question, Route, Traffic, UpstreamHttp,
@@ -44,16 +45,15 @@ use crate::{
     upstream::pool::Pooled,
 };
 
-/// `server` of what we answer and of what we pass on, as a proxy that overwrites it.
-const SERVER_NAME: HeaderValue = HeaderValue::from_static("egress");
-
 /// Answers one request. Never fails: errors become responses.
 pub async fn serve(
     connection: HttpConnection,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
-    if !parts.headers.contains_key(REQUEST_ID) {
+    let snapshot = connection.worker.snapshots.current();
+    let own = &snapshot.mesh.proxy_headers;
+    if own.request_id && !parts.headers.contains_key(REQUEST_ID) {
         parts.headers.insert(REQUEST_ID, request_id());
     }
     let authority = authority(&parts);
@@ -72,6 +72,7 @@ pub async fn serve(
         Ok(authority) => {
             answer(
                 &connection,
+                &snapshot,
                 parts,
                 body,
                 &authority,
@@ -83,7 +84,7 @@ pub async fn serve(
         Err(error) => Err(error),
     };
     let mut response = match answer {
-        Ok(Answer::Upstream(answer)) => pass_on(&connection, *answer, exchange),
+        Ok(Answer::Upstream(answer)) => pass_on(&connection, own, *answer, exchange),
         Ok(Answer::Local(response, details)) => {
             exchange.outcome.status = response.status().as_u16();
             exchange.outcome.details = details;
@@ -91,6 +92,9 @@ pub async fn serve(
         }
         Err(error) => refusal(&error, exchange),
     };
+    if let Some(server) = &own.server {
+        response.headers_mut().insert(SERVER, server.clone());
+    }
     for (name, value) in &cors {
         response.headers_mut().insert(name, value.clone());
     }
@@ -100,6 +104,7 @@ pub async fn serve(
 /// An upstream's answer, ready for the client.
 fn pass_on(
     connection: &HttpConnection,
+    own: &ProxyHeaders,
     mut answer: UpstreamAnswer,
     mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
@@ -113,7 +118,7 @@ fn pass_on(
     }
     let upgraded =
         status == StatusCode::SWITCHING_PROTOCOLS || (answer.connect && status.is_success());
-    finish_head(&mut answer.response, &exchange, upgraded);
+    finish_head(&mut answer.response, own, &exchange, upgraded);
     let upgrades = upgraded.then(|| {
         (
             answer.client.take(),
@@ -158,21 +163,30 @@ struct UpstreamAnswer {
 
 async fn answer(
     connection: &HttpConnection,
+    snapshot: &Snapshot,
     parts: Parts,
     body: Incoming,
     authority: &HeaderValue,
     exchange: &mut Exchange,
     cors: &mut HeaderMap,
 ) -> Result<Answer, DataError> {
-    let snapshot = connection.worker.snapshots.current();
     let host = authority.to_str().map_err(|_| DataError::BadRequest {
         reason: "the Host header is not text",
     })?;
+    let destination_ip = connection.peer.original.map(|address| address.ip());
+    // What is asked of a forward proxy names somebody else than the proxy.
+    let of_a_proxy = parts.method == Method::CONNECT
+        || (parts.version != Version::HTTP_2 && parts.uri.scheme().is_some());
+    let book = of_a_proxy.then(|| connection.worker.addresses.current());
+    let names_of_ip = match (&book, destination_ip) {
+        (Some(book), Some(ip)) => book.names_of(ip),
+        _ => &[],
+    };
     let question = Question {
         source: connection.peer.workload.as_deref(),
         port: connection.peer.port,
-        destination_ip: connection.peer.original.map(|address| address.ip()),
-        names_of_ip: &[],
+        destination_ip,
+        names_of_ip,
         traffic: Traffic::Http {
             method: &parts.method,
             scheme: "http",
@@ -190,17 +204,18 @@ async fn answer(
     {
         return Ok(Answer::Local(preflight, "cors_response"));
     }
-    match local(&snapshot, &question, decision, exchange)? {
+    match local(snapshot, &question, decision, exchange)? {
         Next::Answer(mut response, headers) => {
-            response.headers_mut().insert(SERVER, SERVER_NAME);
             if headers.response.wants_request() {
                 exchange.keep_request(&parts.headers);
             }
             edit_response(response.headers_mut(), &[&headers.response], exchange);
             Ok(Answer::Local(response, "direct_response"))
         }
-        Next::Forward(forward) => forward_to(connection, parts, body, forward, exchange).await,
-        Next::Passthrough => passthrough(connection, parts, body, exchange).await,
+        Next::Forward(forward) => {
+            forward_to(connection, snapshot, parts, body, forward, exchange).await
+        }
+        Next::Passthrough => passthrough(connection, snapshot, parts, body, exchange).await,
     }
 }
 
@@ -225,9 +240,7 @@ async fn run_before(
         }
         Cors::Preflight(fields) => {
             *cors = fields;
-            let mut response = Response::new(Bytes::new());
-            response.headers_mut().insert(SERVER, SERVER_NAME);
-            Ok(Some(response))
+            Ok(Some(Response::new(Bytes::new())))
         }
     }
 }
@@ -328,6 +341,7 @@ fn edit_response(headers: &mut HeaderMap, edits: &[&HeaderEdit], exchange: &Exch
 
 async fn forward_to(
     connection: &HttpConnection,
+    snapshot: &Snapshot,
     parts: Parts,
     body: Incoming,
     forward: Forward,
@@ -336,7 +350,7 @@ async fn forward_to(
     let chosen = &forward.route.destinations[forward.chosen];
     let destination = &forward.destination;
     exchange.outcome.upstream.destination = Some(destination.clone());
-    let (mut outgoing, client) = outgoing(parts, body, exchange);
+    let (mut outgoing, client) = outgoing(connection, snapshot, parts, body, exchange);
     if let Some(path) = &forward.path {
         outgoing.head.uri = Uri::try_from(path.as_str()).map_err(|_| DataError::BadRequest {
             reason: "the rewritten path is no URI",
@@ -403,6 +417,7 @@ async fn within(
 /// To the original destination, without retries or timeouts (row 1.2).
 async fn passthrough(
     connection: &HttpConnection,
+    snapshot: &Snapshot,
     parts: Parts,
     body: Incoming,
     exchange: &mut Exchange,
@@ -414,11 +429,11 @@ async fn passthrough(
         });
     };
     let worker = &connection.worker;
-    let (outgoing, client) = outgoing(parts, body, exchange);
+    let (outgoing, client) = outgoing(connection, snapshot, parts, body, exchange);
     let connect = outgoing.head.method == Method::CONNECT;
     let target = Target {
         addresses: vec![original],
-        connect_timeout: worker.snapshots.current().mesh.routing.connect_timeout,
+        connect_timeout: snapshot.mesh.routing.connect_timeout,
         retries: None,
         http: UpstreamHttp::AsClient,
         // Whatever it is, it gets the target as the client wrote it.
@@ -439,6 +454,8 @@ async fn passthrough(
 /// The request as it goes on: authority in Host, no hop-by-hop fields. Also the client's half of an
 /// upgrade, when it asks for one.
 fn outgoing(
+    connection: &HttpConnection,
+    snapshot: &Snapshot,
     mut parts: Parts,
     body: Incoming,
     exchange: &mut Exchange,
@@ -456,9 +473,20 @@ fn outgoing(
         .headers
         .entry(FORWARDED_PROTO)
         .or_insert(HeaderValue::from_static("http"));
-    parts
-        .headers
-        .insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
+    let own = &snapshot.mesh.proxy_headers;
+    if own.attempt_count {
+        let first = HeaderValue::from_static("1");
+        parts.headers.insert(ATTEMPT_COUNT, first);
+    }
+    if own.forwarded_host
+        && let Some(host) = parts.headers.get(HOST).cloned()
+    {
+        parts.headers.insert(FORWARDED_HOST, host);
+    }
+    if own.forwarded_port {
+        let port = HeaderValue::from(connection.peer.port);
+        parts.headers.insert(FORWARDED_PORT, port);
+    }
     let (body, progress) = RequestBody::new(body);
     exchange.follow(progress.clone());
     let outgoing = Outgoing {
@@ -473,19 +501,19 @@ fn outgoing(
 }
 
 /// The response head as the client sees it.
-fn finish_head(response: &mut Response<Incoming>, exchange: &Exchange, upgraded: bool) {
+fn finish_head(
+    response: &mut Response<Incoming>,
+    own: &ProxyHeaders,
+    exchange: &Exchange,
+    upgraded: bool,
+) {
     let headers = response.headers_mut();
     remove_hop_by_hop(headers, upgraded);
-    headers.insert(SERVER, SERVER_NAME);
-    let millis = exchange
-        .outcome
-        .service_time
-        .unwrap_or_default()
-        .as_millis();
-    headers.insert(
-        SERVICE_TIME,
-        HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)),
-    );
+    if own.debug {
+        let time = exchange.outcome.service_time.unwrap_or_default();
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(SERVICE_TIME, HeaderValue::from(millis));
+    }
     *response.version_mut() = Version::HTTP_11;
 }
 
@@ -526,7 +554,6 @@ fn refusal(error: &DataError, mut exchange: Box<Exchange>) -> Response<ResponseB
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(SERVER, SERVER_NAME);
     exchange.outcome.status = response.status().as_u16();
     of_our_own(response, exchange)
 }

@@ -2,13 +2,7 @@
 //! Opaque connections: TLS by server name, TCP by address, and whatever goes to its original
 //! destination. Decide, dial, copy, record.
 
-use std::{
-    borrow::Cow,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -25,7 +19,7 @@ use super::{
 use crate::{
     config::snapshot::Snapshot,
     routing::decision::{Action, Decision, Destination, Request, Traffic, Why},
-    upstream::{connect::connect, resolve::AddressBook},
+    upstream::connect::connect,
 };
 
 /// A decided connection.
@@ -77,14 +71,14 @@ pub fn decide(
     let ip = peer.original.map(|address| address.ip());
     let book = worker.addresses.current();
     let names = match (ip, traffic) {
-        (Some(ip), Traffic::Tcp) => names_of(&book, ip),
-        _ => Vec::new(),
+        (Some(ip), Traffic::Tcp) => book.names_of(ip),
+        _ => &[],
     };
     let question = Request {
         source: peer.workload.as_deref(),
         port: peer.port,
         destination_ip: ip,
-        names_of_ip: &names,
+        names_of_ip: names,
         traffic,
     };
     let draw = (random() >> 32) as u32;
@@ -108,14 +102,6 @@ pub fn decide(
         relay.server_name = name.to_owned();
     }
     relay
-}
-
-/// Names that resolve to an address, or did until lately. A scan: once per TCP connection.
-fn names_of(book: &AddressBook, ip: IpAddr) -> Vec<String> {
-    book.iter()
-        .filter(|(_, r)| r.addresses.contains(&ip) || r.retired.contains(&ip))
-        .map(|(name, _)| name.to_owned())
-        .collect()
 }
 
 /// Carries a connection to its end and records it.

@@ -84,8 +84,8 @@ fn joined(root: &str, child: &str) -> String {
     }
 }
 
-/// Every pair of blocks that lies within both; `None` when there is none, and the rule matches
-/// nothing.
+/// Every pair of blocks of which the child's lies within the root's; `None`, and the rule is
+/// dropped, when some block of the child lies within none of the root's.
 fn blocks(root: &[HttpMatch], child: &[HttpMatch]) -> Option<Vec<HttpMatch>> {
     if root.is_empty() {
         return Some(child.to_vec());
@@ -93,9 +93,15 @@ fn blocks(root: &[HttpMatch], child: &[HttpMatch]) -> Option<Vec<HttpMatch>> {
     if child.is_empty() {
         return Some(root.to_vec());
     }
-    let pairs = root.iter().flat_map(|r| child.iter().map(move |c| (r, c)));
-    let merged: Vec<_> = pairs.filter_map(|(r, c)| block(r, c)).collect();
-    (!merged.is_empty()).then_some(merged)
+    let mut merged = Vec::new();
+    for own in child {
+        let before = merged.len();
+        merged.extend(root.iter().filter_map(|root| block(root, own)));
+        if merged.len() == before {
+            return None;
+        }
+    }
+    Some(merged)
 }
 
 /// The child's block with what the root's adds; `None` when it does not lie inside.

@@ -112,16 +112,21 @@ impl DestinationRules {
     /// most specific host.
     pub fn select(&self, host: &str, service_namespace: &str, client: &str) -> Applied {
         let in_namespace = |namespace: &str, own: bool| {
-            self.by_host.matching(host).find_map(|rules| {
-                let mut here = rules.iter().filter(|rule| {
-                    rule.origin.namespace == namespace && (own || rule.export_to.covers(client))
-                });
-                let first = here.next()?;
-                let mut applied = vec![first.clone()];
-                // Rules for the same host and the same audience are one rule in several objects.
-                applied.extend(here.filter(|r| r.export_to == first.export_to).cloned());
-                Some(applied)
-            })
+            let of_namespace = |rule: &&Arc<DestinationRule>| rule.origin.namespace == namespace;
+            // The most specific host decides; whether the client may see its rules comes after.
+            let rules = self
+                .by_host
+                .matching(host)
+                .find(|rules| rules.iter().any(|rule| of_namespace(&rule)))?;
+            let mut visible = rules
+                .iter()
+                .filter(of_namespace)
+                .filter(|rule| own || rule.export_to.covers(client));
+            let first = visible.next()?;
+            let mut applied = vec![first.clone()];
+            // Rules for the same host and the same audience are one rule in several objects.
+            applied.extend(visible.filter(|r| r.export_to == first.export_to).cloned());
+            Some(applied)
         };
         let rules = (client != self.root_namespace && !client.is_empty())
             .then(|| in_namespace(client, true))

@@ -48,6 +48,8 @@ pub struct GatewaySide {
 struct Port {
     protocol: Protocol,
     hosts: HostMap<Host>,
+    /// All of them as one, for connections that name none.
+    all: OnceLock<Host>,
 }
 
 /// One effective host of a port: server host ∩ VirtualService host (row 4.4).
@@ -106,6 +108,7 @@ impl GatewaySide {
                 ports.entry(server.port).or_insert_with(|| Port {
                     protocol: server.protocol,
                     hosts: HostMap::default(),
+                    all: OnceLock::new(),
                 });
             }
         }
@@ -184,7 +187,7 @@ impl GatewaySide {
             .ports
             .get(&request.port)
             .and_then(|port| port.hosts.find(&name));
-        let Some(found) = found.map(|host| self.rules(host, registry)) else {
+        let Some(found) = found.map(|host| self.rules(host, request.port, registry)) else {
             self.explain_nothing(request.port, &name, why);
             return no_route(None);
         };
@@ -230,12 +233,17 @@ impl GatewaySide {
             self.explain_nothing(request.port, name.as_deref().unwrap_or("*"), why);
             return closed();
         };
-        let hosts: Box<dyn Iterator<Item = &Host>> = match &name {
-            Some(name) => Box::new(port.hosts.find(name).into_iter()),
-            None if tls => Box::new(std::iter::empty()),
-            None => Box::new(port.hosts.all()),
+        let host = match &name {
+            Some(name) => port.hosts.find(name),
+            None if tls => None,
+            // Opaque bytes belong to every host of the port.
+            None => Some(port.all.get_or_init(|| Host {
+                bound: port.hosts.all().flat_map(|h| h.bound.clone()).collect(),
+                rules: OnceLock::new(),
+            })),
         };
-        let services = hosts.flat_map(|host| &self.rules(host, registry).services);
+        let services = host.map(|host| &self.rules(host, request.port, registry).services);
+        let services = services.into_iter().flatten();
         for service in services {
             let (rules, field) = if tls {
                 (&service.tls, "tls")
@@ -266,16 +274,19 @@ impl GatewaySide {
         closed()
     }
 
-    fn rules<'h>(&self, host: &'h Host, registry: &Registry) -> &'h HostRules {
+    fn rules<'h>(&self, host: &'h Host, port: u16, registry: &Registry) -> &'h HostRules {
         host.rules.get_or_init(|| {
             let mut compiler = Compiler::new(registry, &self.mesh, Some(&self.namespace));
             let mut bound: Vec<_> = host.bound.iter().collect();
             bound.sort_by_key(|bound| bound.order);
+            bound.dedup_by(|a, b| {
+                Arc::ptr_eq(&a.source, &b.source) && Arc::ptr_eq(&a.gateway, &b.gateway)
+            });
             let services = bound.into_iter().map(|bound| {
                 let gateways = std::slice::from_ref(&*bound.gateway);
                 compiler.compile(&bound.source, For { gateways })
             });
-            HostRules::new(services.collect())
+            HostRules::new(services.collect(), port)
         })
     }
 
@@ -437,13 +448,13 @@ fn insert(hosts: &mut HostMap<Host>, pattern: &HostPattern, service: &Bound) {
 }
 
 impl HostRules {
-    fn new(services: Vec<CompiledService>) -> Self {
+    fn new(services: Vec<CompiledService>, port: u16) -> Self {
         let rules = services.iter().enumerate();
         let mut http: Vec<_> = rules
             .flat_map(|(at, service)| (0..service.http.len()).map(move |rule| (at, rule)))
             .collect();
         // Stable: keeps creation order within both halves.
-        http.sort_by_key(|&(s, r)| services[s].http[r].catch_all);
+        http.sort_by_key(|&(s, r)| services[s].http[r].catch_all_on(port));
         let index = RuleIndex::new(http.iter().map(|&(s, r)| &*services[s].http[r].rule));
         Self {
             services,

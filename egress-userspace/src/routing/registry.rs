@@ -27,10 +27,43 @@ pub type ServiceAt<'a> = (&'a Arc<Service>, &'a ServicePort);
 #[derive(Debug)]
 pub struct Registry {
     by_host: HostMap<Vec<Arc<Service>>>,
-    by_port: HashMap<u16, Vec<Arc<Service>>>,
+    by_port: HashMap<u16, OnPort>,
     rules: DestinationRules,
     connect_timeout: Duration,
     http2: Http2Upgrade,
+}
+
+/// The services that declare one port number, as far as an address or the first bytes of a
+/// connection have to tell them apart. Positions are those of `services`: oldest first.
+#[derive(Debug)]
+struct OnPort {
+    /// Protocol family; `Auto` when declarations differ.
+    protocol: Protocol,
+    services: Vec<Arc<Service>>,
+    /// Declared addresses, longest prefix first.
+    nets: Vec<(IpNet, usize)>,
+    /// Services without addresses, by name.
+    by_name: HashMap<String, Vec<usize>>,
+    /// Services without addresses that take every address.
+    any: Vec<usize>,
+}
+
+impl OnPort {
+    fn add(&mut self, service: &Arc<Service>) {
+        let at = self.services.len();
+        self.services.push(service.clone());
+        self.nets
+            .extend(service.addresses.iter().map(|net| (*net, at)));
+        if !service.addresses.is_empty() {
+            return;
+        }
+        if let Some(host) = service.host.exact() {
+            self.by_name.entry(host.to_owned()).or_default().push(at);
+        }
+        if service.resolution == Resolution::None {
+            self.any.push(at);
+        }
+    }
 }
 
 /// A `destination` as a rule writes it.
@@ -67,12 +100,25 @@ impl Registry {
                 registry.by_host.entry(&host).push(service.clone());
             }
             for port in &service.ports {
-                registry
-                    .by_port
-                    .entry(port.number)
-                    .or_default()
-                    .push(service.clone());
+                let family = port.protocol.family();
+                let on_port = registry.by_port.entry(port.number).or_insert(OnPort {
+                    protocol: family,
+                    services: Vec::new(),
+                    nets: Vec::new(),
+                    by_name: HashMap::new(),
+                    any: Vec::new(),
+                });
+                if on_port.protocol != family {
+                    on_port.protocol = Protocol::Auto;
+                }
+                on_port.add(service);
             }
+        }
+        for on_port in registry.by_port.values_mut() {
+            // Stable: among equal prefixes the oldest first.
+            on_port
+                .nets
+                .sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         }
         registry
     }
@@ -103,29 +149,25 @@ impl Registry {
         client: Client<'_>,
     ) -> Option<ServiceAt<'_>> {
         let ip = ip.to_canonical();
-        let visible = || {
-            self.by_port
-                .get(&port)
-                .into_iter()
+        let on_port = self.by_port.get(&port)?;
+        let visible = |at: usize| {
+            let service = &on_port.services[at];
+            let seen = client.sees_service(service, port);
+            seen.then(|| service.port(port).map(|p| (service, p)))
                 .flatten()
-                .filter(|s| client.sees_service(s, port))
-                .filter_map(|s| s.port(port).map(|p| (s, p)))
         };
-        let declared = visible()
-            .filter_map(|(s, p)| s.longest_prefix(ip).map(|length| (length, (s, p))))
-            .reduce(|best, next| if next.0 > best.0 { next } else { best })
-            .map(|(_, found)| found);
+        let declared = || {
+            let mut holding = on_port.nets.iter().filter(|(net, _)| net.contains(&ip));
+            holding.find_map(|(_, at)| visible(*at))
+        };
         let named = || {
-            visible().find(|(s, _)| {
-                s.addresses.is_empty()
-                    && s.host
-                        .exact()
-                        .is_some_and(|host| names_of_ip.iter().any(|n| n == host))
-            })
+            let lists = names_of_ip.iter().filter_map(|n| on_port.by_name.get(n));
+            let mut found: Vec<_> = lists.flatten().copied().collect();
+            found.sort_unstable();
+            found.into_iter().find_map(visible)
         };
-        let any =
-            || visible().find(|(s, _)| s.addresses.is_empty() && s.resolution == Resolution::None);
-        declared.or_else(named).or_else(any)
+        let any = || on_port.any.iter().copied().find_map(visible);
+        declared().or_else(named).or_else(any)
     }
 
     /// Port numbers of the most specific services for a destination host.
@@ -141,17 +183,9 @@ impl Registry {
 
     /// Protocol to expect on a port before anything was read.
     pub fn port_protocol(&self, port: u16) -> Protocol {
-        let mut protocols = self
-            .by_port
+        self.by_port
             .get(&port)
-            .into_iter()
-            .flatten()
-            .filter_map(|s| s.port(port))
-            .map(|p| p.protocol.family());
-        match protocols.next() {
-            Some(first) if protocols.all(|p| p == first) => first,
-            _ => Protocol::Auto,
-        }
+            .map_or(Protocol::Auto, |on_port| on_port.protocol)
     }
 
     /// Names that must be kept resolved; sorted, without duplicates.
@@ -258,6 +292,11 @@ impl Registry {
                 None => return self.missing(&host, port.number, subset),
             },
         };
+        let labelled = named.is_some_and(|subset| !subset.labels.is_empty());
+        if labelled && service.endpoints.is_empty() {
+            // What a name resolves to has no labels.
+            return self.missing(&host, port.number, subset);
+        }
         let settings = applied.settings(port.number, named);
         let pool = settings.pool.unwrap_or_default();
         let labels = named.map(|subset| &subset.labels);
@@ -293,8 +332,8 @@ impl Registry {
     }
 }
 
-/// Row 2.5: HTTP2 and gRPC force HTTP/2, an undeclared port keeps the client's version. HTTP/1.1 is
-/// upgraded where a DestinationRule or meshConfig says so.
+/// Row 2.5: HTTP2 and gRPC force HTTP/2, an undeclared port keeps the client's version. A
+/// DestinationRule upgrades whatever it is for, meshConfig HTTP/1.1 only.
 fn upstream_http(protocol: Protocol, pool: &PoolSettings, mesh: Http2Upgrade) -> UpstreamHttp {
     let upgrade = match pool.http2 {
         Http2Upgrade::Default => mesh,
@@ -302,6 +341,7 @@ fn upstream_http(protocol: Protocol, pool: &PoolSettings, mesh: Http2Upgrade) ->
     };
     match protocol {
         _ if pool.as_client => UpstreamHttp::AsClient,
+        _ if pool.http2 == Http2Upgrade::Upgrade => UpstreamHttp::Http2,
         Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => UpstreamHttp::Http2,
         Protocol::Auto => UpstreamHttp::AsClient,
         Protocol::Http if upgrade == Http2Upgrade::Upgrade => UpstreamHttp::Http2,
@@ -369,15 +409,6 @@ impl Service {
     /// The declared port of this number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.number == number)
-    }
-
-    /// Length of the longest declared prefix that holds the address, in bits of its family.
-    pub fn longest_prefix(&self, ip: IpAddr) -> Option<u8> {
-        self.addresses
-            .iter()
-            .filter(|net| net.contains(&ip))
-            .map(IpNet::prefix_len)
-            .max()
     }
 }
 

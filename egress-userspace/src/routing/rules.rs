@@ -53,8 +53,6 @@ pub struct CompiledRule {
     pub before: Option<Arc<Before>>,
     /// What to do.
     pub action: CompiledAction,
-    /// Conditions hold for every request (row 5.7).
-    pub catch_all: bool,
 }
 
 /// What a compiled HTTP rule does.
@@ -126,7 +124,7 @@ impl<'a> Compiler<'a> {
             mesh,
             namespace,
             destinations: HashMap::new(),
-            unnamed: "default".into(),
+            unnamed: "".into(),
         }
     }
 
@@ -146,7 +144,6 @@ impl<'a> Compiler<'a> {
                 before: before(rule),
                 action: self.action(rule, origin),
                 rule: rule.clone(),
-                catch_all,
             });
             if catch_all {
                 break;
@@ -168,10 +165,10 @@ impl<'a> Compiler<'a> {
             .zip(&rule.matches)
             .filter(|(_, block)| plays(&block.gateways, proxy))
             .map(|(at, block)| {
-                let name = match (rule.name.is_empty(), block.name.is_empty()) {
-                    (_, true) => self.rule_name(&rule.name),
-                    (true, false) => block.name.as_str().into(),
-                    (false, false) => format!("{}.{}", rule.name, block.name).into(),
+                let name = if block.name.is_empty() {
+                    self.rule_name(&rule.name)
+                } else {
+                    format!("{}.{}", rule.name, block.name).into()
                 };
                 (at, name)
             })
@@ -390,6 +387,14 @@ impl CompiledRule {
         self.blocks.is_empty() || self.own_blocks().any(|(m, _)| static_match(m, request))
     }
 
+    /// Whether the rule takes every request of a listener's port (row 5.7).
+    pub fn catch_all_on(&self, port: u16) -> bool {
+        self.blocks.is_empty()
+            || self
+                .own_blocks()
+                .any(|(m, _)| every_request(m) && m.port.is_none_or(|p| p == port))
+    }
+
     /// The first match block that holds, and its route name. `None` inside: a rule without blocks.
     pub fn matches(&self, request: &Request<'_>) -> Option<(Option<&HttpMatch>, &Arc<str>)> {
         if self.blocks.is_empty() {
@@ -455,24 +460,29 @@ fn is_catch_all(rule: &HttpRule, blocks: &[(u32, Arc<str>)]) -> bool {
         .filter_map(|(at, _)| rule.matches.get(*at as usize));
     blocks.is_empty()
         || own.any(|m| {
-            let every_path = match &m.uri {
-                None => true,
-                Some(StringMatch::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
-                Some(StringMatch::Regex(regex)) => regex.as_str() == "^(?:.*)$",
-                Some(StringMatch::Present) => true,
-                Some(StringMatch::Exact(_)) => false,
-            };
-            every_path
-                && m.headers.is_empty()
-                && m.without_headers.is_empty()
-                && m.query_params.is_empty()
-                && m.method.is_none()
-                && m.scheme.is_none()
-                && m.authority.is_none()
+            every_request(m)
                 && m.port.is_none()
                 && m.source_labels.is_empty()
                 && m.source_namespace.is_empty()
         })
+}
+
+/// Whether a block has no conditions but those that listener and caller settle.
+fn every_request(m: &HttpMatch) -> bool {
+    let every_path = match &m.uri {
+        None => true,
+        Some(StringMatch::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
+        Some(StringMatch::Regex(regex)) => regex.as_str() == "^(?:.*)$",
+        Some(StringMatch::Present) => true,
+        Some(StringMatch::Exact(_)) => false,
+    };
+    every_path
+        && m.headers.is_empty()
+        && m.without_headers.is_empty()
+        && m.query_params.is_empty()
+        && m.method.is_none()
+        && m.scheme.is_none()
+        && m.authority.is_none()
 }
 
 /// The first condition of a block that does not hold, in a few words.

@@ -41,10 +41,21 @@ pub struct EgressListener {
 pub struct Import {
     /// Takes away from the other imports (`~namespace/dnsName`).
     pub exclude: bool,
-    /// Namespace of the object; `None`: any (`*`). `.` is resolved.
-    pub namespace: Option<String>,
+    /// Namespace of the object.
+    pub namespace: ImportFrom,
     /// The hosts.
     pub host: HostPattern,
+}
+
+/// The namespace of an [`Import`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImportFrom {
+    /// `*`.
+    Any,
+    /// `.`: the caller's, also in a Sidecar of the root namespace.
+    Caller,
+    /// A name.
+    Named(String),
 }
 
 /// Sidecar.outboundTrafficPolicy.
@@ -57,11 +68,16 @@ pub struct Outbound {
 }
 
 impl EgressListener {
-    /// Whether an object of a namespace with a host is imported; `fits` compares an import's host
-    /// with the object's.
-    fn imports(&self, namespace: &str, fits: impl Fn(&HostPattern) -> bool) -> bool {
+    /// Whether an object of a namespace with a host is imported by a caller; `fits` compares an
+    /// import's host with the object's.
+    fn imports(&self, caller: &str, namespace: &str, fits: impl Fn(&HostPattern) -> bool) -> bool {
         let named = |import: &&Import| {
-            import.namespace.as_deref().is_none_or(|ns| ns == namespace) && fits(&import.host)
+            let from = match &import.namespace {
+                ImportFrom::Any => true,
+                ImportFrom::Caller => namespace == caller,
+                ImportFrom::Named(name) => namespace == name,
+            };
+            from && fits(&import.host)
         };
         let hits = |exclude| {
             let mut imports = self.hosts.iter().filter(|i| i.exclude == exclude);
@@ -78,22 +94,27 @@ impl Sidecar {
     }
 
     /// Whether a service exists for the workload on a port.
-    pub fn imports_service(&self, service: &Service, port: u16) -> bool {
+    pub fn imports_service(&self, caller: &str, service: &Service, port: u16) -> bool {
         self.egress.is_empty()
             || self.listener(port).is_some_and(|listener| {
                 let namespace = &service.origin.namespace;
-                listener.imports(namespace, |host| host.contains(&service.host))
+                listener.imports(caller, namespace, |host| host.contains(&service.host))
             })
     }
 
     /// Whether a VirtualService applies to the workload on a port: some host of it is imported, in
     /// either direction of the wildcard (row 5.12).
-    pub fn imports_virtual_service(&self, source: &VirtualService, port: u16) -> bool {
+    pub fn imports_virtual_service(
+        &self,
+        caller: &str,
+        source: &VirtualService,
+        port: u16,
+    ) -> bool {
         self.egress.is_empty()
             || self.listener(port).is_some_and(|listener| {
                 source.hosts.iter().any(|own| {
                     let namespace = &source.origin.namespace;
-                    listener.imports(namespace, |host| host.intersection(own).is_some())
+                    listener.imports(caller, namespace, |host| host.intersection(own).is_some())
                 })
             })
     }
@@ -171,7 +192,7 @@ impl Client<'_> {
         service.export_to.covers(self.namespace)
             && self
                 .sidecar
-                .is_none_or(|s| s.imports_service(service, port))
+                .is_none_or(|s| s.imports_service(self.namespace, service, port))
     }
 
     /// Whether a VirtualService is for the client on a port.
@@ -179,6 +200,6 @@ impl Client<'_> {
         source.export_to.covers(self.namespace)
             && self
                 .sidecar
-                .is_none_or(|s| s.imports_virtual_service(source, port))
+                .is_none_or(|s| s.imports_virtual_service(self.namespace, source, port))
     }
 }

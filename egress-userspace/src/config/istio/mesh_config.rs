@@ -19,6 +19,7 @@ pub(in crate::config) struct RawMeshConfig {
     pub default_http_retry_policy: Option<HttpRetry>,
     pub connect_timeout: Option<Duration>,
     pub h2_upgrade_policy: MeshH2UpgradePolicy,
+    pub default_config: Option<serde_yaml::Mapping>,
     pub root_namespace: Option<String>,
     pub dns_refresh_rate: Option<Duration>,
     pub default_service_export_to: Vec<String>,
@@ -27,7 +28,7 @@ pub(in crate::config) struct RawMeshConfig {
 }
 
 /// The JSON names of [`RawMeshConfig`].
-pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 12] = [
+pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 13] = [
     "outboundTrafficPolicy",
     "accessLogFile",
     "accessLogEncoding",
@@ -35,6 +36,7 @@ pub(in crate::config) const MESH_CONFIG_FIELDS: [&str; 12] = [
     "defaultHttpRetryPolicy",
     "connectTimeout",
     "h2UpgradePolicy",
+    "defaultConfig",
     "rootNamespace",
     "dnsRefreshRate",
     "defaultServiceExportTo",

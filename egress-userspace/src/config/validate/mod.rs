@@ -92,7 +92,7 @@ impl Findings {
     }
 
     /// A field that Istio has and this program does not act on.
-    fn unsupported(&mut self, path: &FieldPath<'_>, consequence: &str) {
+    pub(super) fn unsupported(&mut self, path: &FieldPath<'_>, consequence: &str) {
         self.push(
             Severity::Warning,
             path,

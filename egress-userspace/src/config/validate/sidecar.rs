@@ -10,7 +10,7 @@ use crate::{
         istio::{self, CaptureMode, SidecarOutboundMode},
     },
     routing::{
-        sidecar::{EgressListener, Import, Outbound, Sidecar},
+        sidecar::{EgressListener, Import, ImportFrom, Outbound, Sidecar},
         table::OutboundPolicy,
         virtual_service::{HeaderOperations, RouteDestination},
     },
@@ -40,7 +40,7 @@ pub(in crate::config) fn sidecar(
         if let Some(port) = &listener.port {
             let path = path.key("port");
             names::port(port.number, &path.key("number"), findings);
-            if port.protocol.eq_ignore_ascii_case("HTTP_PROXY") {
+            if forward_proxy(port) {
                 findings.unsupported(&path.key("protocol"), "no forward proxy listens there");
             }
             if names::protocol(&port.protocol).is_none() {
@@ -82,12 +82,15 @@ pub(in crate::config) fn sidecar(
                 },
             );
         }
+        if listener.port.as_ref().is_some_and(forward_proxy) {
+            continue;
+        }
         listeners.push(EgressListener {
             port,
             hosts: listener
                 .hosts
                 .iter()
-                .filter_map(|host| import(host, &subject.origin.namespace))
+                .filter_map(|host| import(host))
                 .collect(),
         });
     }
@@ -102,7 +105,7 @@ pub(in crate::config) fn sidecar(
     let selector = raw.workload_selector.as_ref().map(|s| s.labels.clone());
     Arc::new(Sidecar {
         origin: Arc::clone(&subject.origin),
-        selector: selector.filter(|labels| !labels.is_empty()),
+        selector,
         egress: listeners,
         outbound,
     })
@@ -138,8 +141,13 @@ fn outbound(
     Outbound { mode, proxy }
 }
 
+/// A listener that applications use as their HTTP proxy.
+fn forward_proxy(port: &istio::Port) -> bool {
+    port.protocol.eq_ignore_ascii_case("HTTP_PROXY")
+}
+
 /// What a host of a listener imports; `None` for `~/*`, which imports nothing.
-fn import(text: &str, own: &str) -> Option<Import> {
+fn import(text: &str) -> Option<Import> {
     let (namespace, host) = text.split_once('/')?;
     let (exclude, namespace) = match namespace.strip_prefix('~') {
         Some("") => return None,
@@ -149,9 +157,9 @@ fn import(text: &str, own: &str) -> Option<Import> {
     Some(Import {
         exclude,
         namespace: match namespace {
-            "*" => None,
-            "." => Some(own.to_owned()),
-            name => Some(name.to_owned()),
+            "*" => ImportFrom::Any,
+            "." => ImportFrom::Caller,
+            name => ImportFrom::Named(name.to_owned()),
         },
         host: names::host_pattern(host),
     })
