@@ -235,13 +235,7 @@ fn delegates_stand_in_for_their_rule() {
     let explainer = explainer("delegates", &objects, "");
     for (row, path, header, expected, name) in [
         ("5b.16 inside", "/a/b/c", "", "201 ", "r-c"),
-        (
-            "5b.16 outside the root's match",
-            "/x",
-            "",
-            "299 ",
-            "",
-        ),
+        ("5b.16 outside the root's match", "/x", "", "299 ", ""),
         ("5b.16 rest of the child", "/a/x", "", "203 ", "r"),
         (
             "5b.16 conditions of both",
@@ -250,13 +244,7 @@ fn delegates_stand_in_for_their_rule() {
             "outbound|80||one.com",
             "r",
         ),
-        (
-            "5b.16 exportTo of the child",
-            "/hidden",
-            "",
-            "299 ",
-            "",
-        ),
+        ("5b.16 exportTo of the child", "/hidden", "", "299 ", ""),
         ("5b.16 one block is outside", "/a/two", "", "203 ", "r"),
         ("5b.16 missing child", "/none", "", "299 ", ""),
     ] {

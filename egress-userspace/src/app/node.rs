@@ -61,12 +61,14 @@ async fn serve(
     let foundation = Foundation::start(&args.proxy, Role::Mesh).await?;
     foundation.first_answers().await;
     let capture = Capture::start(settings).context("starting the capture")?;
+    let problem = Problem::default();
     let started = start_proxy(args, settings, &foundation, &capture);
     let (proxy, admin) = match started {
-        Ok(proxy) => (
-            proxy,
-            admin(args, settings, &foundation, &capture, set_filter).await,
-        ),
+        Ok(proxy) => {
+            let kernel = (&capture, &problem);
+            let admin = admin(args, settings, &foundation, kernel, set_filter).await;
+            (proxy, admin)
+        }
         Err(error) => {
             abandon(&foundation, capture);
             return Err(error);
@@ -82,6 +84,7 @@ async fn serve(
     let mut kernel = Kernel {
         capture,
         internal: settings.internal_cidrs.clone(),
+        problem,
     };
     let first = foundation.candidates.borrow().clone();
     let book = foundation.book.borrow().clone();
@@ -141,10 +144,11 @@ async fn admin(
     args: &NodeArgs,
     settings: &CaptureSettings,
     foundation: &Foundation,
-    capture: &Capture,
+    (capture, problem): (&Capture, &Problem),
     set_filter: SetFilter,
 ) -> anyhow::Result<crate::control::Admin> {
     let reader = capture.counter_reader();
+    let problem = problem.clone();
     let workloads = settings.workloads.clone();
     let cgroups = settings.cgroups.clone();
     let failed = Mutex::new(false);
@@ -169,6 +173,7 @@ async fn admin(
                     .collect();
                 KernelState {
                     programs,
+                    problem: problem.get(),
                     outcomes: outcomes
                         .iter()
                         .map(|r| (r.program, r.outcome, r.count))
@@ -190,6 +195,32 @@ fn abandon(foundation: &Foundation, capture: Capture) {
 struct Kernel {
     capture: Capture,
     internal: Vec<IpNet>,
+    problem: Problem,
+}
+
+/// Why the kernel's maps are not what the configuration asks for, for `egress status`.
+#[derive(Debug, Clone, Default)]
+struct Problem(Arc<Mutex<Option<String>>>);
+
+impl Problem {
+    fn get(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Notes how a change ended; an error is logged.
+    fn note(&self, result: Result<(), crate::kernel::KernelError>, what: &'static str) -> bool {
+        let problem = result.err().map(|error| {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "{what}");
+            format!("{what}: {error}")
+        });
+        let fine = problem.is_none();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        fine
+    }
 }
 
 impl Kernel {
@@ -222,9 +253,8 @@ async fn follow(foundation: &Foundation, kernel: &mut Kernel) {
     candidates.mark_unchanged();
     books.mark_unchanged();
     let mut current = candidates.borrow().clone();
-    let log = |error: crate::kernel::KernelError, what: &'static str| {
-        tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "{what}");
-    };
+    let problem = kernel.problem.clone();
+    let incomplete = "destination maps not complete";
     loop {
         tokio::select! {
             () = foundation.shutdown.drain.cancelled() => return,
@@ -232,21 +262,17 @@ async fn follow(foundation: &Foundation, kernel: &mut Kernel) {
             Ok(()) = candidates.changed() => {
                 let next = candidates.borrow_and_update().clone();
                 let book = books.borrow().clone();
-                if let Err(error) = kernel.retract(&next, &book) {
-                    log(error, "configuration rejected: it does not fit the kernel maps");
+                let rejected = "configuration rejected: it does not fit the kernel maps";
+                if !problem.note(kernel.retract(&next, &book), rejected) {
                     continue;
                 }
                 foundation.publish(&next);
                 current = next;
-                if let Err(error) = kernel.redirect(&current, &book) {
-                    log(error, "destination maps not complete");
-                }
+                problem.note(kernel.redirect(&current, &book), incomplete);
             }
             Ok(()) = books.changed() => {
                 let book = books.borrow_and_update().clone();
-                if let Err(error) = kernel.redirect(&current, &book) {
-                    log(error, "destination maps not complete");
-                }
+                problem.note(kernel.redirect(&current, &book), incomplete);
             }
         }
     }

@@ -34,6 +34,8 @@ pub struct KernelState {
     pub programs: Vec<String>,
     /// `(program, outcome, count)`, counts since the maps were made.
     pub outcomes: Vec<(&'static str, &'static str, u64)>,
+    /// Why the maps are not what the configuration asks for; `None`: they are.
+    pub problem: Option<String>,
 }
 
 /// Something that is read when it is asked for.

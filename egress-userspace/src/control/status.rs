@@ -59,6 +59,8 @@ pub struct KernelStatus {
     pub programs: Vec<String>,
     /// Counters that are not 0.
     pub outcomes: Vec<KernelOutcome>,
+    /// Why the maps are not what the configuration asks for; null: they are.
+    pub problem: Option<String>,
 }
 
 /// One counter.
@@ -105,6 +107,7 @@ impl Status {
                 let outcomes = kernel.outcomes.into_iter().filter(|(.., count)| *count > 0);
                 KernelStatus {
                     programs: kernel.programs,
+                    problem: kernel.problem,
                     outcomes: outcomes
                         .map(|(program, outcome, count)| KernelOutcome {
                             program: program.to_owned(),
@@ -158,6 +161,9 @@ impl Status {
             return Ok(());
         };
         writeln!(out, "kernel: {} programs attached", kernel.programs.len())?;
+        if let Some(problem) = &kernel.problem {
+            writeln!(out, "  problem: {problem}")?;
+        }
         for program in &kernel.programs {
             writeln!(out, "  {program}")?;
         }

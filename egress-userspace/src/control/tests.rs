@@ -123,6 +123,7 @@ async fn start() -> Running {
                 ("egress_connect4", "redirected", 5),
                 ("egress_connect4", "denied", 0),
             ],
+            problem: None,
         })),
         workloads: Arc::new(move || vec![Arc::clone(&workload)]),
         connections: Arc::new(Vec::new),
