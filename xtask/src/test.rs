@@ -35,7 +35,14 @@ enum Kind {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let egress = build::run(&build::Arguments { release: false })?;
     if arguments.only != Some(Kind::E2e) {
-        let mut unit = cargo_test(&["--lib", "--bins", "--test", "decisions"])?;
+        let mut unit = cargo_test(&[
+            "--lib",
+            "--bins",
+            "--test",
+            "decisions",
+            "--test",
+            "bad_input",
+        ])?;
         unit.args(&arguments.filter);
         execute(&mut unit)?;
     }

@@ -13,10 +13,12 @@ use crate::{
         snapshot::Snapshot,
     },
     routing::{
+        destination_rule::{DestinationRule, Http2Upgrade, Policy, Settings},
         gateway::{Gateway, GatewayName, ServerTlsMode},
         host::HostPattern,
         service::{EndpointAddress, ExportTo, Origin, Service},
-        table::OutboundPolicy,
+        sidecar::{Import, ImportFrom, Sidecar},
+        table::{Objects, OutboundPolicy},
         virtual_service::{HttpAction, RouteDestination, TcpRule, VirtualService},
     },
     upstream::resolve::AddressBook,
@@ -25,17 +27,25 @@ use crate::{
 /// `/config_dump`.
 pub fn config(state: &AdminState) -> Value {
     let snapshot = state.snapshot.borrow().clone();
-    let objects = snapshot.table.objects();
+    let mut dump = objects(snapshot.table.objects());
+    dump["version"] = json!(snapshot.version);
+    dump["mesh"] = mesh(&snapshot.mesh);
+    dump["addresses"] = addresses(&state.book.borrow());
+    dump["problems"] = problems(&snapshot);
+    dump
+}
+
+/// The objects in effect, by kind.
+pub fn objects(objects: &Objects) -> Value {
     let all = |values: &mut dyn Iterator<Item = Value>| Value::Array(values.collect());
     json!({
-        "version": snapshot.version,
-        "mesh": mesh(&snapshot.mesh),
         "services": all(&mut objects.services.iter().map(|object| service(object))),
         "gateways": all(&mut objects.gateways.iter().map(|object| gateway(object))),
         "virtual_services":
             all(&mut objects.virtual_services.iter().map(|object| virtual_service(object))),
-        "addresses": addresses(&state.book.borrow()),
-        "problems": problems(&snapshot),
+        "destination_rules":
+            all(&mut objects.destination_rules.iter().map(|object| destination_rule(object))),
+        "sidecars": all(&mut objects.sidecars.iter().map(|object| sidecar(object))),
     })
 }
 
@@ -243,4 +253,74 @@ fn export_to(export_to: &ExportTo) -> Vec<String> {
 /// `1.5s`, as protobuf's JSON writes durations.
 fn duration(duration: std::time::Duration) -> String {
     format!("{}s", duration.as_secs_f64())
+}
+
+fn destination_rule(object: &DestinationRule) -> Value {
+    let settings = |settings: &Settings| {
+        let pool = settings.pool.as_ref();
+        json!({
+            "connectTimeout": pool.and_then(|pool| pool.connect_timeout).map(duration),
+            "h2UpgradePolicy": pool.map(|pool| match pool.http2 {
+                Http2Upgrade::Default => "DEFAULT",
+                Http2Upgrade::DoNotUpgrade => "DO_NOT_UPGRADE",
+                Http2Upgrade::Upgrade => "UPGRADE",
+            }),
+            "useClientProtocol": pool.map(|pool| pool.as_client),
+            "tls": settings.tls,
+        })
+    };
+    let policy = |policy: &Policy| {
+        let ports = policy.ports.iter();
+        json!({
+            "settings": settings(&policy.settings),
+            "ports": ports.map(|(port, of)| json!({"port": port, "settings": settings(of)}))
+                .collect::<Vec<_>>(),
+        })
+    };
+    let subsets = object.subsets.iter().map(|subset| {
+        json!({
+            "name": subset.name,
+            "labels": subset.labels,
+            "policy": subset.policy.as_ref().map(policy),
+        })
+    });
+    json!({
+        "origin": origin(&object.origin),
+        "host": host(&object.host),
+        "exportTo": export_to(&object.export_to),
+        "policy": object.policy.as_ref().map(policy),
+        "subsets": subsets.collect::<Vec<_>>(),
+    })
+}
+
+fn sidecar(object: &Sidecar) -> Value {
+    let import = |import: &Import| {
+        let namespace = match &import.namespace {
+            ImportFrom::Any => "*",
+            ImportFrom::Caller => ".",
+            ImportFrom::Named(name) => name,
+        };
+        let exclude = if import.exclude { "~" } else { "" };
+        format!("{exclude}{namespace}/{}", import.host)
+    };
+    let egress = object.egress.iter().map(|listener| {
+        let hosts: Vec<_> = listener.hosts.iter().map(import).collect();
+        json!({ "port": listener.port, "hosts": hosts })
+    });
+    let outbound = object.outbound.as_ref().map(|outbound| {
+        json!({
+            "mode": match outbound.mode {
+                OutboundPolicy::AllowAny => "ALLOW_ANY",
+                OutboundPolicy::RegistryOnly => "REGISTRY_ONLY",
+            },
+            "egressProxy": outbound.proxy.as_ref()
+                .map(|to| json!({"host": to.host, "port": to.port, "subset": to.subset})),
+        })
+    });
+    json!({
+        "origin": origin(&object.origin),
+        "selector": object.selector,
+        "egress": egress.collect::<Vec<_>>(),
+        "outboundTrafficPolicy": outbound,
+    })
 }

@@ -64,7 +64,7 @@ pub(in crate::config) fn destination_rule(
     if let Some(selector) = &raw.workload_selector {
         let path = spec.key("workloadSelector");
         names::labels(&selector.match_labels, &path.key("matchLabels"), findings);
-        findings.unsupported(&path, "the rule is for every workload");
+        findings.not_in_effect(&path, "the rule is for every workload");
     }
     let export_to = subject.export_to(&raw.export_to, &spec.key("exportTo"), findings);
     Arc::new(DestinationRule {
@@ -120,7 +120,7 @@ fn traffic_policy(
         ("retryBudget", policy.retry_budget.is_some()),
     ] {
         if given {
-            findings.unsupported(&path.key(name), "not in effect yet");
+            findings.not_in_effect(&path.key(name), "");
         }
     }
     if let Some(tunnel) = &policy.tunnel {
@@ -163,10 +163,7 @@ fn client_tls(
     tls::client(settings, path, findings);
     let wanted = settings.mode != ClientTlsMode::Disable;
     if wanted {
-        findings.unsupported(
-            path,
-            "not in effect yet; requests get 503 rather than going in plain text",
-        );
+        findings.not_in_effect(path, "requests get 503 rather than going in plain text");
     }
     Some(wanted)
 }
@@ -198,14 +195,14 @@ fn connection_policy(
     if let Some(balancer) = balancer {
         let path = path.key("loadBalancer");
         load_balancer(balancer, &path, findings);
-        findings.unsupported(&path, "not in effect yet");
+        findings.not_in_effect(&path, "");
     }
     if let Some(pool) = pool {
         connection_pool(pool, &path.key("connectionPool"), findings);
     }
     if let Some(outliers) = outliers {
         let path = path.key("outlierDetection");
-        findings.unsupported(&path, "not in effect yet");
+        findings.not_in_effect(&path, "");
         names::duration(outliers.interval, &path.key("interval"), findings);
         names::duration(
             outliers.base_ejection_time,
@@ -279,7 +276,7 @@ fn connection_pool(pool: &ConnectionPoolSettings, path: &FieldPath<'_>, findings
             ("idleTimeout", tcp.idle_timeout.is_some()),
         ] {
             if given {
-                findings.unsupported(&path.key(name), "not in effect yet");
+                findings.not_in_effect(&path.key(name), "");
             }
         }
     }
@@ -295,7 +292,7 @@ fn connection_pool(pool: &ConnectionPoolSettings, path: &FieldPath<'_>, findings
             if value < 0 {
                 findings.error(&path.key(name), "must not be negative");
             } else if value > 0 {
-                findings.unsupported(&path.key(name), "not in effect yet");
+                findings.not_in_effect(&path.key(name), "");
             }
         }
         for (name, given) in [
@@ -303,7 +300,7 @@ fn connection_pool(pool: &ConnectionPoolSettings, path: &FieldPath<'_>, findings
             ("http2KeepAlive", http.http2_keep_alive.is_some()),
         ] {
             if given {
-                findings.unsupported(&path.key(name), "not in effect yet");
+                findings.not_in_effect(&path.key(name), "");
             }
         }
         if http.use_client_protocol && http.h2_upgrade_policy == istio::H2UpgradePolicy::Upgrade {

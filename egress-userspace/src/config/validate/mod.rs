@@ -34,6 +34,9 @@ use super::{
 };
 use crate::routing::service::{ExportTo, Origin};
 
+/// Longest message of a finding, bytes: values of any length may be quoted in it.
+const MAX_MESSAGE: usize = 1000;
+
 /// What a validator knows besides the spec.
 #[derive(Debug, Clone)]
 pub(super) struct Subject {
@@ -100,7 +103,19 @@ impl Findings {
         );
     }
 
-    fn push(&mut self, severity: Severity, path: &FieldPath<'_>, message: String) {
+    /// A field whose data path is to come; `consequence` may be empty.
+    fn not_in_effect(&mut self, path: &FieldPath<'_>, consequence: &str) {
+        let separator = if consequence.is_empty() { "" } else { ": " };
+        let message = format!("not in effect yet{separator}{consequence}");
+        self.push(Severity::Warning, path, message);
+    }
+
+    fn push(&mut self, severity: Severity, path: &FieldPath<'_>, mut message: String) {
+        if message.len() > MAX_MESSAGE {
+            // The rest is what somebody wrote into a field, not what is wrong with it.
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+            message.push_str(" ...");
+        }
         self.0.push(Finding {
             severity,
             field: path.segments(),

@@ -31,10 +31,22 @@ pub(in crate::config) fn check(objects: &Objects) -> Vec<Referred> {
         .map(|g| ((g.origin.namespace.as_str(), g.origin.name.as_str()), &**g))
         .collect();
     let registry = Registry::new(&objects.services);
+    let delegates: HashMap<_, _> = objects
+        .virtual_services
+        .iter()
+        .filter(|vs| vs.hosts.is_empty())
+        .map(|vs| {
+            (
+                (vs.origin.namespace.as_str(), vs.origin.name.as_str()),
+                &**vs,
+            )
+        })
+        .collect();
     for virtual_service in &objects.virtual_services {
         let mut findings = Findings::default();
         bindings(virtual_service, &gateways, &mut findings);
         destinations(virtual_service, &registry, &mut findings);
+        delegated(virtual_service, &delegates, &mut findings);
         attach(&virtual_service.origin, findings, &mut found);
     }
     mesh_hosts(&objects.virtual_services, &mut found);
@@ -153,9 +165,9 @@ fn destinations(
             }
         }
     };
-    for (index, rule) in virtual_service.http.iter().enumerate() {
+    for rule in &virtual_service.http {
         if let HttpAction::Route(route) = &rule.action {
-            check("http", index, route);
+            check("http", rule.index, route);
         }
     }
     for (index, rule) in virtual_service.tls.iter().enumerate() {
@@ -163,6 +175,37 @@ fn destinations(
     }
     for (index, rule) in virtual_service.tcp.iter().enumerate() {
         check("tcp", index, &rule.route);
+    }
+}
+
+/// Delegates that are missing or not exported to the one that names them (5b.16).
+fn delegated(
+    virtual_service: &VirtualService,
+    delegates: &HashMap<(&str, &str), &VirtualService>,
+    findings: &mut Findings,
+) {
+    let root = FieldPath::Root;
+    let spec = root.key("spec");
+    let http = spec.key("http");
+    for rule in &virtual_service.http {
+        let HttpAction::Delegate(to) = &rule.action else {
+            continue;
+        };
+        let message = match delegates.get(&(to.namespace.as_str(), to.name.as_str())) {
+            None => "there is no VirtualService of this name without hosts",
+            Some(child) if !child.export_to.covers(&virtual_service.origin.namespace) => {
+                "the VirtualService is not exported to this namespace"
+            }
+            Some(_) => continue,
+        };
+        let path = http.index(rule.index);
+        findings.warning(
+            &path.key("delegate"),
+            format!(
+                "{}/{}: {message}; the rule is dropped (IST0101)",
+                to.namespace, to.name
+            ),
+        );
     }
 }
 

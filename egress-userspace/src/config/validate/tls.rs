@@ -47,7 +47,7 @@ pub(super) fn server(
         server_options(tls, path, findings);
     }
     if tls.https_redirect {
-        findings.unsupported(&path.key("httpsRedirect"), "plain HTTP is not redirected");
+        findings.not_in_effect(&path.key("httpsRedirect"), "plain HTTP is not redirected");
     }
     Some(ServerTls {
         mode: match tls.mode {
@@ -93,7 +93,7 @@ fn server_options(tls: &ServerTlsSettings, path: &FieldPath<'_>, findings: &mut 
                 findings.warning(path, "certificates have no effect without termination");
             }
             if tls.mode == RawMode::AutoPassthrough {
-                findings.unsupported(&mode, "connections to this server are closed");
+                findings.not_in_effect(&mode, "connections to this server are closed");
             }
             return;
         }
@@ -109,7 +109,7 @@ fn server_options(tls: &ServerTlsSettings, path: &FieldPath<'_>, findings: &mut 
             terminating(tls, path, findings);
         }
     }
-    findings.unsupported(&mode, "TLS is not terminated and connections are closed");
+    findings.not_in_effect(&mode, "TLS is not terminated and connections are closed");
 }
 
 fn terminating(tls: &ServerTlsSettings, path: &FieldPath<'_>, findings: &mut Findings) {
