@@ -3,7 +3,7 @@
 //! Linear in the number of objects: hosts are looked up, never compared pairwise.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -12,7 +12,7 @@ use crate::{
     config::field::FieldPath,
     routing::{
         gateway::{Gateway, GatewayName, ServerHost},
-        host::HostPattern,
+        host::{HostMap, HostPattern},
         service::{ExportTo, Origin, Protocol, Service},
         table::Objects,
         virtual_service::{HttpAction, RouteDestination, VirtualService},
@@ -30,7 +30,7 @@ pub(in crate::config) fn check(objects: &Objects) -> Vec<Referred> {
         .iter()
         .map(|g| ((g.origin.namespace.as_str(), g.origin.name.as_str()), &**g))
         .collect();
-    let registry = Registry::new(&objects.services);
+    let registry = Registry::new(objects);
     let delegates: HashMap<_, _> = objects
         .virtual_services
         .iter()
@@ -49,6 +49,9 @@ pub(in crate::config) fn check(objects: &Objects) -> Vec<Referred> {
         delegated(virtual_service, &delegates, &mut findings);
         attach(&virtual_service.origin, findings, &mut found);
     }
+    rule_hosts(objects, &registry, &mut found);
+    gateway_hosts(&objects.gateways, &mut found);
+    telling_ports(objects, &mut found);
     mesh_hosts(&objects.virtual_services, &mut found);
     protocols(&objects.services, &mut found);
     found
@@ -63,36 +66,38 @@ fn attach(origin: &Arc<Origin>, findings: Findings, found: &mut Vec<Referred>) {
     );
 }
 
-/// The hosts that destinations can name.
+/// What destinations can name.
+#[derive(Default)]
 struct Registry<'a> {
-    exact: HashSet<&'a str>,
-    suffixes: HashSet<&'a str>,
+    /// Ports by host.
+    services: HostMap<BTreeSet<u16>>,
+    /// Subsets by host.
+    subsets: HostMap<HashSet<&'a str>>,
 }
 
 impl<'a> Registry<'a> {
-    fn new(services: &'a [Arc<Service>]) -> Self {
-        let mut registry = Self {
-            exact: HashSet::new(),
-            suffixes: HashSet::new(),
-        };
-        for service in services {
-            match &service.host {
-                HostPattern::Exact(host) => registry.exact.insert(host),
-                HostPattern::Suffix(suffix) => registry.suffixes.insert(suffix),
-                HostPattern::Any => false,
-            };
+    fn new(objects: &'a Objects) -> Self {
+        let mut registry = Self::default();
+        for service in &objects.services {
+            let ports = service.ports.iter().map(|port| port.number);
+            registry.services.entry(&service.host).extend(ports);
+        }
+        for rule in &objects.destination_rules {
+            let names = rule.subsets.iter().map(|subset| subset.name.as_str());
+            registry.subsets.entry(&rule.host).extend(names);
         }
         registry
     }
 
-    fn knows(&self, host: &str) -> bool {
-        self.exact.contains(host)
-            || host.char_indices().any(|(at, _)| {
-                self.suffixes.contains(&host[at..]) && (at > 0 || host.starts_with('*'))
-            })
-            || host
-                .strip_prefix('*')
-                .is_some_and(|suffix| self.suffixes.contains(suffix))
+    /// The ports of the most specific services for a destination; `None`: nobody registers it. A
+    /// wildcard falls under its own pattern.
+    fn ports(&self, host: &str) -> Option<&BTreeSet<u16>> {
+        self.services.find(host)
+    }
+
+    fn has_subset(&self, host: &str, subset: &str) -> bool {
+        let mut rules = self.subsets.matching(host);
+        rules.any(|names| names.contains(subset))
     }
 }
 
@@ -152,17 +157,8 @@ fn destinations(
         let rule = list.index(rule);
         let path = rule.key("route");
         for (index, destination) in route.iter().enumerate() {
-            if !registry.knows(&destination.host) {
-                let path = path.index(index);
-                let path = path.key("destination");
-                findings.warning(
-                    &path.key("host"),
-                    format!(
-                        "no ServiceEntry registers `{}`; requests get 503 (IST0101)",
-                        destination.host
-                    ),
-                );
-            }
+            let path = path.index(index);
+            about_destination(destination, registry, &path.key("destination"), findings);
         }
     };
     for rule in &virtual_service.http {
@@ -175,6 +171,127 @@ fn destinations(
     }
     for (index, rule) in virtual_service.tcp.iter().enumerate() {
         check("tcp", index, &rule.route);
+    }
+}
+
+fn about_destination(
+    destination: &RouteDestination,
+    registry: &Registry<'_>,
+    path: &FieldPath<'_>,
+    findings: &mut Findings,
+) {
+    let host = &destination.host;
+    let Some(ports) = registry.ports(host) else {
+        findings.warning(
+            &path.key("host"),
+            format!("no ServiceEntry registers `{host}`; requests get 503 (IST0101)"),
+        );
+        return;
+    };
+    match destination.port {
+        Some(port) if !ports.contains(&port) => findings.warning(
+            &path.key("port").key("number"),
+            format!("`{host}` has no port {port}; requests get 503 (IST0101)"),
+        ),
+        None if ports.len() > 1 => findings.warning(
+            &path.key("port"),
+            format!("`{host}` has several ports: without one, the listener's is taken (IST0112)"),
+        ),
+        _ => {}
+    }
+    if let Some(subset) = &destination.subset
+        && !registry.has_subset(host, subset)
+    {
+        findings.warning(
+            &path.key("subset"),
+            format!(
+                "no DestinationRule has subset `{subset}` of `{host}`; requests get 503 (IST0101)"
+            ),
+        );
+    }
+}
+
+/// Rules for hosts that nobody registers (IST0174).
+fn rule_hosts(objects: &Objects, registry: &Registry<'_>, found: &mut Vec<Referred>) {
+    for rule in &objects.destination_rules {
+        let known = match rule.host.exact() {
+            Some(name) => registry.ports(name).is_some(),
+            None => objects.services.iter().any(|s| rule.host.contains(&s.host)),
+        };
+        if !known {
+            let mut findings = Findings::default();
+            let root = FieldPath::Root;
+            findings.warning(
+                &root.key("spec").key("host"),
+                format!("no ServiceEntry registers `{}` (IST0174)", rule.host),
+            );
+            attach(&rule.origin, findings, found);
+        }
+    }
+}
+
+/// Gateways of one workload with the same host on the same port (IST0145).
+fn gateway_hosts(gateways: &[Arc<Gateway>], found: &mut Vec<Referred>) {
+    let mut owners = HashMap::new();
+    for gateway in gateways {
+        let mut findings = Findings::default();
+        let root = FieldPath::Root;
+        let spec = root.key("spec");
+        let servers = spec.key("servers");
+        for (index, server) in gateway.servers.iter().enumerate() {
+            for (at, host) in server.hosts.iter().enumerate() {
+                let key = (&gateway.selector, server.port, &host.namespace, &host.host);
+                let owner = *owners.entry(key).or_insert(&gateway.origin);
+                if !Arc::ptr_eq(owner, &gateway.origin) {
+                    findings.warning(
+                        &servers.index(index).key("hosts").index(at),
+                        format!(
+                            "{owner} has this host on port {} too (IST0145)",
+                            server.port
+                        ),
+                    );
+                }
+            }
+        }
+        attach(&gateway.origin, findings, found);
+    }
+}
+
+/// Ports whose number and protocol do not go together (trap 11; TLS origination).
+fn telling_ports(objects: &Objects, found: &mut Vec<Referred>) {
+    let mut with_tls = HostMap::<bool>::default();
+    for rule in &objects.destination_rules {
+        *with_tls.entry(&rule.host) |= rule.policy.as_ref().is_some_and(|policy| {
+            let mut levels = policy.ports.iter().map(|(_, settings)| settings);
+            policy.settings.tls == Some(true) || levels.any(|level| level.tls == Some(true))
+        });
+    }
+    for service in &objects.services {
+        let mut findings = Findings::default();
+        let root = FieldPath::Root;
+        let spec = root.key("spec");
+        let ports = spec.key("ports");
+        for (index, port) in service.ports.iter().enumerate() {
+            if !is_http(port.protocol) {
+                continue;
+            }
+            let path = ports.index(index);
+            if port.number == 443 {
+                findings.warning(
+                    &path.key("protocol"),
+                    "HTTP on port 443: TLS connections to hosts that nothing registers on this port \
+                     are no longer told apart by server name",
+                );
+            }
+            let name = service.host.to_string();
+            if port.target_port == 443 && !with_tls.find(&name).is_some_and(|tls| *tls) {
+                findings.warning(
+                    &path.key("targetPort"),
+                    "plain HTTP is sent to port 443: a DestinationRule with tls would originate TLS",
+                );
+            }
+        }
+        attach(&service.origin, findings, found);
     }
 }
 
