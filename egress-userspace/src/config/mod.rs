@@ -11,6 +11,8 @@
 
 mod document;
 mod field;
+#[cfg(test)]
+mod fields;
 pub mod follow;
 mod header;
 mod istio;
