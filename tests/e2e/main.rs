@@ -11,6 +11,7 @@
 
 mod actions;
 mod capture;
+mod destinations;
 mod http;
 mod http2;
 mod lifecycle;

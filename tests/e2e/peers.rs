@@ -5,11 +5,12 @@ use std::{env, path::Path, time::Duration};
 
 use lab::{
     net::{GATEWAY, Net},
+    node::Node,
     process::Process,
     scenario::Scenario,
 };
 
-use crate::{configure, curl, net};
+use crate::{configure, curl, mesh_config, net};
 
 /// How long a peer may take to start.
 const START_WITHIN: Duration = Duration::from_secs(20);
@@ -164,4 +165,29 @@ fn nginx_serves_both_versions() {
         }
         drop(scenario);
     }
+}
+
+#[test]
+fn forward_proxy_is_asked_for_everything() {
+    let Some(net) = net("forward-proxy") else {
+        return;
+    };
+    let _proxy = serve(&net, "forward_proxy.py", &["203.0.113.21", "3128"]);
+    net.set_record("proxy.test", &["203.0.113.21"]).unwrap();
+    let yaml = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {name: proxy, namespace: istio-demo}\n\
+         spec: {hosts: [proxy.test], resolution: DNS, \
+         ports: [{number: 3128, name: proxy, protocol: HTTP_PROXY}]}\n";
+    let mesh = mesh_config(&net, "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n");
+    let config = configure(&net, "proxy.yaml", yaml);
+    let node = Node::start(&net, &config, &["--mesh-config", &mesh]).unwrap();
+    let by_proxy = ["-x", "http://proxy.test:3128"];
+    let asked = curl(&net, &[&by_proxy[..], &["http://else.test/a?b"]].concat());
+    assert_eq!(asked, "asked for http://else.test/a?b");
+    let tunnel = ["--proxytunnel", "http://203.0.113.10:8001/ip"];
+    let tunnelled = curl(&net, &[&by_proxy[..], &tunnel].concat());
+    assert!(tunnelled.contains("203.0.113."), "{tunnelled}");
+    let (_, line) = node.access_line("CONNECT").unwrap();
+    assert_eq!(line["upstream_cluster"], "outbound|3128||proxy.test");
+    assert_eq!(line["response_code"], "200");
 }

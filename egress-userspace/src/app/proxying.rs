@@ -111,6 +111,7 @@ impl Foundation {
         Feeds {
             snapshots: self.published.subscribe(),
             addresses: self.book.clone(),
+            on_demand: self.resolver.on_demand(),
         }
     }
 

@@ -13,10 +13,7 @@ use super::istio;
 /// it is used, or an error where the text says so.
 const NOT_YET: &[(&str, &[&str])] = &[
     ("ServiceEntry", &["workloadSelector", "subjectAltNames"]),
-    (
-        "WorkloadEntry",
-        &["network", "locality", "weight", "serviceAccount"],
-    ),
+    ("WorkloadEntry", &["network", "locality", "serviceAccount"]),
     ("Server", &["bind", "defaultEndpoint"]),
     (
         "ServerTLSSettings",

@@ -31,7 +31,10 @@ use crate::{
     config::snapshot::Snapshot,
     latest::Latest,
     routing::{decision::Traffic, service::Protocol, table::OutboundPolicy},
-    upstream::{connect::unmapped, resolve::AddressBook},
+    upstream::{
+        connect::unmapped,
+        resolve::{AddressBook, OnDemand},
+    },
     workload::Workload,
 };
 
@@ -67,6 +70,8 @@ pub struct Worker {
     pub snapshots: Latest<Snapshot>,
     /// Addresses of names.
     pub addresses: Latest<AddressBook>,
+    /// Where to ask for more names.
+    pub on_demand: Arc<OnDemand>,
     /// Idle upstream connections.
     pub pool: Arc<HttpPool>,
     /// Places for mirrored requests.

@@ -152,6 +152,11 @@ impl Exchange {
         &self.method
     }
 
+    /// The host that the client asks for, as sent.
+    pub fn host(&self) -> &str {
+        self.authority.to_str().unwrap_or_default()
+    }
+
     /// Whether the request is gRPC.
     pub fn is_grpc(&self) -> bool {
         self.grpc

@@ -2,7 +2,12 @@
 //! A decided request to an upstream and its response back: endpoint, connection, stale connections,
 //! retries. Carries out; decides nothing.
 
-use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ::http::{
     HeaderValue, Request, Response,
@@ -25,16 +30,15 @@ use super::{
     retry, translate,
 };
 use crate::{
-    latest::Latest,
     routing::{
-        decision::{Destination, UpstreamHttp},
+        decision::{Destination, Endpoints, UpstreamHttp},
+        host,
         retry::RetryPolicy,
         service::Protocol,
     },
     upstream::{
         connect::{Candidates, candidates, connect},
         pool::{Http2, Pooled, Sender},
-        resolve::AddressBook,
     },
 };
 
@@ -46,6 +50,8 @@ pub type Answered = (Response<Incoming>, Pooled<RequestBody>);
 pub struct Target<'a> {
     /// Addresses to choose from; at least one.
     pub addresses: Vec<SocketAddr>,
+    /// Their weights; none: all equal.
+    pub weights: Vec<u32>,
     /// Limit of one connect.
     pub connect_timeout: Duration,
     /// Retries; `None`: one try.
@@ -62,26 +68,39 @@ impl<'a> Target<'a> {
     /// # Errors
     /// When the destination has no address.
     pub async fn of(
+        worker: &Worker,
         destination: &Destination,
         retries: Option<&'a RetryPolicy>,
-        addresses: &Latest<AddressBook>,
         original: Option<SocketAddr>,
+        asked: &str,
     ) -> Result<Self, DataError> {
+        let addresses = &worker.addresses;
+        let asked = host::normalize(asked);
+        if matches!(destination.endpoints, Endpoints::FromRequest { .. })
+            && asked.parse::<IpAddr>().is_err()
+            && !worker.on_demand.want(&asked)
+        {
+            return Err(DataError::Unresolved {
+                host: asked.into_owned(),
+                reason: "too many names are asked for at once".to_owned(),
+            });
+        }
         let deadline = tokio::time::Instant::now() + destination.connect_timeout;
         let cluster = || destination.cluster.to_string();
         loop {
             let mut next = addresses.receiver();
-            match candidates(destination, &addresses.current(), original) {
-                Candidates::Addresses(addresses) => {
+            match candidates(destination, &addresses.current(), original, &asked) {
+                Candidates::Addresses(addresses, weights) => {
                     return Ok(Self {
                         addresses,
+                        weights,
                         connect_timeout: destination.connect_timeout,
                         retries,
                         http: destination.http,
                         forward_proxy: destination.protocol == Protocol::HttpProxy,
                     });
                 }
-                Candidates::Pending(host) => {
+                Candidates::Pending(host) | Candidates::Unknown(host) => {
                     let answered = tokio::time::timeout_at(deadline, next.changed()).await;
                     if !matches!(answered, Ok(Ok(()))) {
                         let reason = "the resolver has not answered".to_owned();
@@ -100,6 +119,24 @@ impl<'a> Target<'a> {
                 }
             }
         }
+    }
+}
+
+impl Target<'_> {
+    /// Where to begin: a random address, by weight when there are weights.
+    pub fn draw(&self) -> usize {
+        let total: u64 = self.weights.iter().map(|weight| u64::from(*weight)).sum();
+        if total == 0 {
+            return random() as usize;
+        }
+        let mut ticket = random() % total;
+        let drawn = self.weights.iter().position(|weight| {
+            let weight = u64::from(*weight);
+            let hit = ticket < weight;
+            ticket = ticket.saturating_sub(weight);
+            hit
+        });
+        drawn.unwrap_or_default()
     }
 }
 
@@ -241,7 +278,7 @@ impl<'a> Choice<'a> {
     fn new(target: &'a Target<'_>) -> Self {
         Self {
             addresses: &target.addresses,
-            at: random() as usize,
+            at: target.draw(),
             again: target.retries.is_some_and(|p| !p.ignore_previous_hosts),
         }
     }

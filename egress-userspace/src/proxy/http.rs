@@ -36,8 +36,8 @@ use crate::{
     config::{proxy_headers::ProxyHeaders, snapshot::Snapshot},
     routing::{
         decision::{
-            Action, Before, Decision, Forward, Request as Question, Route, Traffic, UpstreamHttp,
-            Why,
+            Action, Before, Decision, Endpoints, Forward, Request as Question, Route, Traffic,
+            UpstreamHttp, Why,
         },
         header_text::Facts,
         virtual_service::{Fault, HeaderEdit, HeaderOperations},
@@ -351,6 +351,10 @@ async fn forward_to(
     let destination = &forward.destination;
     exchange.outcome.upstream.destination = Some(destination.clone());
     let (mut outgoing, client) = outgoing(connection, snapshot, parts, body, exchange);
+    let asked = match destination.endpoints {
+        Endpoints::FromRequest { .. } => exchange.host().to_owned(),
+        _ => String::new(),
+    };
     if let Some(path) = &forward.path {
         outgoing.head.uri = Uri::try_from(path.as_str()).map_err(|_| DataError::BadRequest {
             reason: "the rewritten path is no URI",
@@ -382,7 +386,7 @@ async fn forward_to(
     let progress = outgoing.progress.clone();
     let sending = async {
         let retries = forward.route.retries.as_ref();
-        let target = Target::of(destination, retries, &worker.addresses, original).await?;
+        let target = Target::of(worker, destination, retries, original, &asked).await?;
         send(worker, &target, outgoing, upstream).await
     };
     let mut timer = forward
@@ -433,6 +437,7 @@ async fn passthrough(
     let connect = outgoing.head.method == Method::CONNECT;
     let target = Target {
         addresses: vec![original],
+        weights: Vec::new(),
         connect_timeout: snapshot.mesh.routing.connect_timeout,
         retries: None,
         http: UpstreamHttp::AsClient,

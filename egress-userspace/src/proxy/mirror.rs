@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use ::http::header::HOST;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
@@ -63,7 +64,9 @@ async fn carry(
     copy: Outgoing,
     original: Option<SocketAddr>,
 ) -> Result<(), DataError> {
-    let target = Target::of(destination, None, &worker.addresses, original).await?;
+    let asked = copy.head.headers.get(HOST).and_then(|h| h.to_str().ok());
+    let asked = asked.unwrap_or_default().to_owned();
+    let target = Target::of(worker, destination, None, original, &asked).await?;
     let (response, connection) = send(worker, &target, copy, &mut Upstream::default()).await?;
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {

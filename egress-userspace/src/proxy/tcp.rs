@@ -163,16 +163,18 @@ async fn carry(
 
 /// `None`: to be closed.
 async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, DataError> {
+    let mut first = 0;
     let (addresses, limit) = match &relay.next {
         Next::Close => return Ok(None),
         Next::Original(limit) => (relay.peer.original.into_iter().collect::<Vec<_>>(), *limit),
         Next::Destination(destination) => {
             let original = relay.peer.original;
-            let target = Target::of(destination, None, &worker.addresses, original).await?;
+            let name = &relay.server_name;
+            let target = Target::of(worker, destination, None, original, name).await?;
+            first = target.draw();
             (target.addresses, target.connect_timeout)
         }
     };
-    let first = random() as usize;
     let mut last = None;
     for offset in 0..addresses.len() {
         let endpoint: SocketAddr = addresses[first.wrapping_add(offset) % addresses.len()];

@@ -24,8 +24,10 @@ use super::{
     connection::{self, MAX_MIRRORED, Worker},
 };
 use crate::{
-    config::snapshot::Snapshot, kernel::original_dst::Capture, latest::Latest,
-    upstream::resolve::AddressBook,
+    config::snapshot::Snapshot,
+    kernel::original_dst::Capture,
+    latest::Latest,
+    upstream::resolve::{AddressBook, OnDemand},
 };
 
 /// Pending connections of a listener; the kernel caps it at `net.core.somaxconn`.
@@ -107,6 +109,8 @@ pub struct Feeds {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Addresses of names.
     pub addresses: watch::Receiver<Arc<AddressBook>>,
+    /// Where to ask for more names.
+    pub on_demand: Arc<OnDemand>,
 }
 
 /// How a proxy is told to end.
@@ -159,6 +163,7 @@ impl Proxy {
                 downstream: downstream.clone(),
                 snapshots: Latest::new(feeds.snapshots.clone()),
                 addresses: Latest::new(feeds.addresses.clone()),
+                on_demand: feeds.on_demand.clone(),
                 pool: Arc::default(),
                 mirroring: Arc::new(Semaphore::new(MAX_MIRRORED)),
                 recorder,

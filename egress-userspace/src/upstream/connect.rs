@@ -12,16 +12,18 @@ use tokio::{net::TcpStream, time::timeout};
 use super::resolve::AddressBook;
 use crate::routing::{
     decision::{Destination, Endpoints},
-    service::EndpointAddress,
+    service::{EndpointAddress, Resolution},
 };
 
 /// Where a destination's connections may go now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Candidates {
-    /// At least one address.
-    Addresses(Vec<SocketAddr>),
+    /// At least one address, with the weights of their endpoints; no weights: all equal.
+    Addresses(Vec<SocketAddr>, Vec<u32>),
     /// A name has not been answered yet.
     Pending(String),
+    /// The request's own name, never asked for so far.
+    Unknown(String),
     /// A name has no addresses; the resolver's reason.
     Unresolved(String, String),
     /// No endpoints at all.
@@ -30,11 +32,13 @@ pub enum Candidates {
     Unsupported(&'static str),
 }
 
-/// The addresses of a destination. `original` is the original destination, where there is one.
+/// The addresses of a destination. `original` is the original destination, where there is one;
+/// `asked` the host or server name of the request, normalised.
 pub fn candidates(
     destination: &Destination,
     book: &AddressBook,
     original: Option<SocketAddr>,
+    asked: &str,
 ) -> Candidates {
     if destination.wants_tls {
         return Candidates::Unsupported("TLS to the upstream, which a DestinationRule asks for,");
@@ -44,45 +48,76 @@ pub fn candidates(
             return match original {
                 Some(address) => {
                     let port = port.unwrap_or(address.port());
-                    Candidates::Addresses(vec![SocketAddr::new(address.ip(), port)])
+                    Candidates::Addresses(vec![SocketAddr::new(address.ip(), port)], Vec::new())
                 }
                 // Row 2.8: on a gateway the original destination is the gateway itself.
                 None => Candidates::Empty,
             };
         }
-        Endpoints::FromRequest { .. } => return Candidates::Unsupported("DYNAMIC_DNS"),
+        Endpoints::FromRequest { port } => return by_name(asked, *port, book),
         Endpoints::Missing => return Candidates::Empty,
         Endpoints::List(list) => list,
     };
     let mut addresses = Vec::with_capacity(list.len());
+    let mut weights = Vec::with_capacity(list.len());
+    let first_only = destination
+        .service
+        .as_ref()
+        .is_some_and(|service| service.resolution == Resolution::DnsRoundRobin);
     let (mut pending, mut unresolved, mut unix) = (None, None, false);
     for target in list {
         match &target.address {
-            EndpointAddress::Ip(ip) => addresses.push(SocketAddr::new(*ip, target.port)),
+            EndpointAddress::Ip(ip) => {
+                addresses.push(SocketAddr::new(*ip, target.port));
+                weights.push(target.weight);
+            }
             EndpointAddress::Name(name) => match book.get(name) {
                 None => pending = Some(name),
                 Some(resolved) if resolved.addresses.is_empty() => {
                     let reason = resolved.error.as_deref().unwrap_or("it has no addresses");
                     unresolved = Some((name, reason));
                 }
-                Some(resolved) => addresses.extend(
-                    resolved
-                        .addresses
-                        .iter()
-                        .map(|ip| SocketAddr::new(*ip, target.port)),
-                ),
+                Some(resolved) => {
+                    // Row 2.11: new connections go to the first address only.
+                    let count = if first_only { 1 } else { usize::MAX };
+                    let of_name = resolved.addresses.iter().take(count);
+                    addresses.extend(of_name.map(|ip| SocketAddr::new(*ip, target.port)));
+                    weights.resize(addresses.len(), target.weight);
+                }
             },
             EndpointAddress::Unix(_) => unix = true,
         }
     }
+    if weights.iter().all(|weight| *weight == weights[0]) {
+        weights.clear();
+    }
     match (addresses.is_empty(), pending, unresolved) {
-        (false, ..) => Candidates::Addresses(addresses),
+        (false, ..) => Candidates::Addresses(addresses, weights),
         (true, Some(name), _) => Candidates::Pending(name.clone()),
         (true, None, Some((name, reason))) => {
             Candidates::Unresolved(name.clone(), reason.to_owned())
         }
         (true, None, None) if unix => Candidates::Unsupported("a unix:// endpoint"),
         (true, None, None) => Candidates::Empty,
+    }
+}
+
+/// Resolution DYNAMIC_DNS: the addresses of the name that the request is for.
+fn by_name(asked: &str, port: u16, book: &AddressBook) -> Candidates {
+    if let Ok(ip) = asked.parse::<IpAddr>() {
+        return Candidates::Addresses(vec![SocketAddr::new(ip, port)], Vec::new());
+    }
+    match book.get(asked) {
+        None => Candidates::Unknown(asked.to_owned()),
+        Some(resolved) if resolved.addresses.is_empty() => {
+            let reason = resolved.error.as_deref().unwrap_or("it has no addresses");
+            Candidates::Unresolved(asked.to_owned(), reason.to_owned())
+        }
+        Some(resolved) => {
+            let addresses = resolved.addresses.iter();
+            let addresses = addresses.map(|ip| SocketAddr::new(*ip, port));
+            Candidates::Addresses(addresses.collect(), Vec::new())
+        }
     }
 }
 

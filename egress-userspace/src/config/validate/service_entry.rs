@@ -215,13 +215,8 @@ fn ports(
                 ),
             );
         }
-        let consequence = match protocol {
-            Some(Protocol::HttpProxy) => Some("CONNECT is answered 404"),
-            Some(Protocol::Udp) => Some("UDP is not captured"),
-            _ => None,
-        };
-        if let Some(consequence) = consequence {
-            findings.unsupported(&path.key("protocol"), consequence);
+        if protocol == Some(Protocol::Udp) {
+            findings.unsupported(&path.key("protocol"), "UDP is not captured");
         }
         if let (Some(number), Some(target_port), Some(protocol)) = (number, target, protocol) {
             ports.push(ServicePort {
@@ -268,12 +263,6 @@ fn endpoints(
         names::labels(&endpoint.labels, &path.key("labels"), findings);
         let ports = endpoint_ports(raw, endpoint, &path.key("ports"), findings);
         let address = endpoint_address(endpoint, resolution, &path.key("address"), findings);
-        if endpoint.weight > 1 {
-            findings.unsupported(
-                &path.key("weight"),
-                "endpoints are chosen with equal weights",
-            );
-        }
         if !endpoint.locality.is_empty() {
             findings.unsupported(
                 &path.key("locality"),
@@ -394,10 +383,6 @@ fn combinations(
         }
     }
     if resolution == Resolution::DynamicDns {
-        findings.unsupported(
-            &spec.key("resolution"),
-            "requests to DYNAMIC_DNS hosts get 503",
-        );
         for (index, port) in ports.iter().enumerate() {
             let allowed = matches!(
                 port.protocol,

@@ -9,6 +9,7 @@
 mod book;
 mod lookup;
 mod name;
+mod on_demand;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub use book::{AddressBook, Resolved};
 use lookup::{Answers, Lookup};
 use name::NameState;
+pub use on_demand::OnDemand;
 
 /// Names asked at the same time. Enough to start with thousands of names in seconds, few enough
 /// for a node-local resolver's queue.
@@ -111,6 +113,7 @@ impl ResolveCounters {
 pub struct Resolver {
     book: watch::Receiver<Arc<AddressBook>>,
     names: watch::Receiver<Vec<String>>,
+    on_demand: Arc<OnDemand>,
     counters: Arc<ResolveCounters>,
     task: JoinHandle<()>,
 }
@@ -132,8 +135,10 @@ impl Resolver {
         let lookup = Lookup::new(servers)?;
         let counters = Arc::new(ResolveCounters::default());
         let (sender, book) = watch::channel(Arc::new(AddressBook::default()));
+        let on_demand = Arc::new(OnDemand::default());
         let keeper = Keeper {
             lookup,
+            on_demand: Arc::clone(&on_demand),
             settings,
             counters: Arc::clone(&counters),
             states: HashMap::new(),
@@ -147,6 +152,7 @@ impl Resolver {
         Ok(Self {
             book,
             names: names.clone(),
+            on_demand,
             counters,
             task: tokio::spawn(keeper.run(names, stop)),
         })
@@ -155,6 +161,11 @@ impl Resolver {
     /// The book; a new one is published only when something in it changed.
     pub fn book(&self) -> watch::Receiver<Arc<AddressBook>> {
         self.book.clone()
+    }
+
+    /// Where requests ask for names of their own.
+    pub fn on_demand(&self) -> Arc<OnDemand> {
+        Arc::clone(&self.on_demand)
     }
 
     /// Counters of all resolutions.
@@ -188,6 +199,7 @@ impl Resolver {
 /// The task's state.
 struct Keeper {
     lookup: Lookup,
+    on_demand: Arc<OnDemand>,
     settings: ResolveSettings,
     counters: Arc<ResolveCounters>,
     states: HashMap<Arc<str>, NameState>,
@@ -205,9 +217,10 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self, mut names: watch::Receiver<Vec<String>>, stop: CancellationToken) {
-        let wanted = names.borrow_and_update().clone();
+        let mut wanted = names.borrow_and_update().clone();
         self.follow(&wanted, Instant::now());
         let mut names_open = true;
+        let mut expire = tokio::time::interval(on_demand::UNUSED / 4);
         loop {
             self.act(Instant::now());
             let wake_at = self.wake_at();
@@ -215,7 +228,7 @@ impl Keeper {
                 () = stop.cancelled() => return,
                 changed = names.changed(), if names_open => match changed {
                     Ok(()) => {
-                        let wanted = names.borrow_and_update().clone();
+                        wanted = names.borrow_and_update().clone();
                         self.follow(&wanted, Instant::now());
                     }
                     // Nobody will change the names again; those there are stay resolved.
@@ -224,15 +237,25 @@ impl Keeper {
                 Some(Ok((name, answers))) = self.running.join_next() => {
                     self.take(&name, answers, Instant::now());
                 }
+                () = self.on_demand.added() => self.follow(&wanted, Instant::now()),
+                _ = expire.tick() => {
+                    if self.on_demand.expire() {
+                        self.follow(&wanted, Instant::now());
+                    }
+                }
                 () = sleep_until(wake_at) => {}
             }
         }
     }
 
-    /// Brings the set of names to `wanted`; new ones are asked for at once.
+    /// Brings the set of names to `wanted` and those on demand; new ones are asked for at once.
     fn follow(&mut self, wanted: &[String], now: Instant) {
-        let wanted: HashSet<Arc<str>> =
-            wanted.iter().map(|name| without_dot(name).into()).collect();
+        let on_demand = self.on_demand.names();
+        let wanted: HashSet<Arc<str>> = wanted
+            .iter()
+            .chain(&on_demand)
+            .map(|name| without_dot(name).into())
+            .collect();
         self.states.retain(|name, _| wanted.contains(name));
         self.ask.retain(|(_, name)| wanted.contains(name));
         let before = self.resolved.len();
