@@ -26,7 +26,7 @@ pub fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
     // The one of Debian, which python3-venv belongs to.
     execute(
         Command::new("/usr/bin/python3")
-            .args(["-m", "venv"])
+            .args(["-m", "venv", "--clear"])
             .arg(&environment),
     )?;
     execute(
