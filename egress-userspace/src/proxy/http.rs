@@ -16,10 +16,10 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     access_log::ResponseFlag,
+    before,
     body::{RequestBody, deadline},
     connection::HttpConnection,
     copy,
-    cors::{self, Cors},
     error::DataError,
     exchange::Exchange,
     forward::{Answered, Outgoing, Target, send},
@@ -36,11 +36,11 @@ use crate::{
     config::{proxy_headers::ProxyHeaders, snapshot::Snapshot},
     routing::{
         decision::{
-            Action, Before, Decision, Endpoints, Forward, Request as Question, Route, Traffic,
+            Action, Decision, Endpoints, Forward, Request as Question, Route, Traffic,
             UpstreamHttp, Why,
         },
         header_text::Facts,
-        virtual_service::{Fault, HeaderEdit, HeaderOperations},
+        virtual_service::{HeaderEdit, HeaderOperations},
     },
     upstream::pool::Pooled,
 };
@@ -199,8 +199,9 @@ async fn answer(
         .table
         .decide(&question, (random() >> 32) as u32, &mut Why::off());
     exchange.outcome.route_name = Some(decision.route_name.clone());
-    if let Some(before) = &decision.before
-        && let Some(preflight) = run_before(before, &parts, exchange, cors).await?
+    if let Some(wanted) = &decision.before
+        && let Some(preflight) =
+            before::run(wanted, &parts, &mut exchange.outcome.flags, cors).await?
     {
         return Ok(Answer::Local(preflight, "cors_response"));
     }
@@ -216,46 +217,6 @@ async fn answer(
             forward_to(connection, snapshot, parts, body, forward, exchange).await
         }
         Next::Passthrough => passthrough(connection, snapshot, parts, body, exchange).await,
-    }
-}
-
-/// Faults, then CORS, in Istio's order of filters. A response: the answer to a preflight.
-async fn run_before(
-    before: &Before,
-    parts: &Parts,
-    exchange: &mut Exchange,
-    cors: &mut HeaderMap,
-) -> Result<Option<Response<Bytes>>, DataError> {
-    if let Some(fault) = &before.fault {
-        inject(fault, exchange).await?;
-    }
-    let Some(policy) = &before.cors else {
-        return Ok(None);
-    };
-    match cors::apply(policy, &parts.method, &parts.headers) {
-        Cors::Pass => Ok(None),
-        Cors::Allowed(fields) => {
-            *cors = fields;
-            Ok(None)
-        }
-        Cors::Preflight(fields) => {
-            *cors = fields;
-            Ok(Some(Response::new(Bytes::new())))
-        }
-    }
-}
-
-async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), DataError> {
-    let hit = || (random() >> 32) as u32;
-    if let Some((delay, share)) = fault.delay
-        && share.includes(hit())
-    {
-        exchange.outcome.flags.insert(ResponseFlag::DelayInjected);
-        tokio::time::sleep(delay).await;
-    }
-    match fault.abort {
-        Some((abort, share)) if share.includes(hit()) => Err(DataError::Fault { abort }),
-        _ => Ok(()),
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! In reading order: [`worker`] (threads, listeners, drain), [`connection`] (one accepted socket
 //! from start to end), [`detect`] and [`client_hello`] (first bytes to protocol), [`http`] (one
-//! request), [`cors`], [`mirror`], [`body`] (the request's), [`forward`] (to an upstream),
+//! request), [`before`] and [`cors`], [`mirror`], [`body`] (the request's), [`forward`] (to an upstream),
 //! [`retry`], [`translate`] (HTTP/1.1 and HTTP/2), [`response`] (its body), [`exchange`] (what is
 //! recorded of it), [`tcp`] (relay), [`error`] (what the peer sees when it fails). Does not read
 //! configuration and does not resolve names.
 
 pub mod access_log;
+pub mod before;
 pub mod body;
 pub mod client_hello;
 pub mod connection;

@@ -136,7 +136,7 @@ pub async fn relay(
             (Copied::default(), Ok(()), Some(verdict))
         }
         Ok(Some(upstream)) => {
-            let (copied, result) = carry(worker, downstream, upstream, seen).await;
+            let (copied, result) = carry(downstream, upstream, seen).await;
             (copied, result, None)
         }
         Err(error) => (Copied::default(), Ok(()), Some(error.verdict())),
@@ -145,8 +145,8 @@ pub async fn relay(
     result
 }
 
+/// Until both sides have ended; the drain's deadline ends what does not end by itself.
 async fn carry(
-    worker: &Worker,
     downstream: TcpStream,
     mut upstream: TcpStream,
     seen: Bytes,
@@ -154,8 +154,6 @@ async fn carry(
     if let Err(error) = upstream.write_all(&seen).await {
         return (Copied::default(), Err(error));
     }
-    // The drain's deadline ends what does not end by itself.
-    let _ = worker;
     let (mut copied, result) = copy::both_ways(downstream, upstream).await;
     copied.received += seen.len() as u64;
     (copied, result)
