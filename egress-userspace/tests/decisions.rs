@@ -506,3 +506,29 @@ fn actions_beside_the_route_are_explained() {
     });
     assert_eq!(decision["retries"], retries, "5b.11");
 }
+
+#[test]
+fn destinations_are_those_that_the_caller_sees() {
+    let objects = [
+        object(
+            "ServiceEntry",
+            "a/private",
+            &format!("{{hosts: [s.com], exportTo: [., b], {HTTP}}}"),
+        ),
+        entry("a/public", "p.com"),
+        object(
+            "VirtualService",
+            "a/p",
+            "{hosts: [p.com], http: [{route: [{destination: {host: s.com}}]}]}",
+        ),
+    ];
+    let explainer = explainer("visibility", &objects, "");
+    for (row, namespace, expected) in [
+        ("0.6 own namespace", "a", "outbound|80||s.com"),
+        ("0.6 exported to", "b", "outbound|80||s.com"),
+        ("0.6 not exported to", "c", "no_route NC"),
+    ] {
+        let (line, decision) = decide(&explainer, from(namespace, "", "p.com", 80, "/"));
+        assert_eq!(line, expected, "{row}: {decision:#}");
+    }
+}

@@ -122,11 +122,6 @@ fn timeouts_cover_the_whole_response() {
     let (_, line) = node.access_line("/stalled").unwrap();
     assert_eq!(line["response_flags"], "UT");
     assert_eq!(line["response_code"], "200");
-    // A streamed request is not timed before it has ended.
-    let slow =
-        "(sleep 0.6; echo late) | curl -sS --max-time 20 -T- -X POST http://httpbin.org/post";
-    let echoed = net.pod.run(&["sh", "-c", slow]).unwrap();
-    assert!(echoed.contains("late"), "{echoed}");
 }
 
 #[test]

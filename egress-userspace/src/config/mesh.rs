@@ -222,6 +222,12 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
             return None;
         }
     };
+    if !matches!(raw.access_log_file.as_str(), "" | "/dev/stdout") {
+        findings.warning(
+            &root.key("accessLogFile"),
+            "--access-log decides where lines go",
+        );
+    }
     let defaults = MeshDefaults::default();
     let outbound = outbound(&raw, findings);
     let retries = raw

@@ -402,3 +402,29 @@ impl Body for RequestBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_begins_when_the_request_has_ended() {
+        let progress = Arc::new(Progress::default());
+        let limit = Duration::from_secs(1);
+        let mut timer = Box::pin(deadline(Some(progress.clone()), limit));
+        assert!(
+            timeout(Duration::from_secs(3600), &mut timer)
+                .await
+                .is_err()
+        );
+        progress.end();
+        let begun = Instant::now();
+        timer.await;
+        assert_eq!(begun.elapsed(), limit);
+        let begun = Instant::now();
+        deadline(None, limit).await;
+        assert_eq!(begun.elapsed(), limit, "without a body it begins at once");
+    }
+}

@@ -222,58 +222,87 @@ impl Registry {
         client: Option<&str>,
     ) -> ByClient {
         let services = self.by_host.matching(named.host).next();
-        let service = services.and_then(|list| {
-            let declares = |s: &&Arc<Service>| named.port.is_none_or(|p| s.port(p).is_some());
-            list.iter()
-                .filter(declares)
-                .find(|s| s.origin.namespace == namespace)
-                .or_else(|| list.iter().find(declares))
+        let services = services.map_or(&[][..], Vec::as_slice);
+        let pick = |client: &str| {
+            let visible = |s: &&Arc<Service>| {
+                s.export_to.covers(client) && named.port.is_none_or(|p| s.port(p).is_some())
+            };
+            let own = |s: &&Arc<Service>| s.origin.namespace == namespace;
+            let mut preferred = services.iter().filter(visible).filter(own);
+            let service = preferred.next().or_else(|| services.iter().find(visible));
+            let number = named
+                .port
+                .unwrap_or_else(|| match service.map(|s| s.ports.as_slice()) {
+                    Some([only]) => only.number,
+                    _ => listener_port,
+                });
+            let found = service.and_then(|s| s.port(number).map(|port| (s, port)));
+            found.ok_or(number)
+        };
+        let restricted = services.iter().filter_map(|s| match &s.export_to {
+            ExportTo::Namespaces(names) => Some(names),
+            ExportTo::All | ExportTo::Nobody => None,
         });
-        let number = named
-            .port
-            .unwrap_or_else(|| match service.map(|s| s.ports.as_slice()) {
-                Some([only]) => only.number,
-                _ => listener_port,
-            });
-        match service.and_then(|s| s.port(number).map(|p| (s, p))) {
-            Some(found) => self.by_client(found, named.subset, client),
-            None => ByClient {
-                any: Arc::new(self.missing(named.host, number, named.subset)),
-                of: Vec::new(),
-            },
-        }
+        let audiences = restricted.flatten().map(String::as_str).collect();
+        self.by_client(named, pick, audiences, client)
     }
 
     /// The destination of a service's own default route.
-    pub fn of_service(&self, found: ServiceAt<'_>) -> ByClient {
-        self.by_client(found, None, None)
+    pub fn of_service(&self, (service, port): ServiceAt<'_>) -> ByClient {
+        let host = service.host.to_string();
+        let named = Named {
+            host: &host,
+            port: Some(port.number),
+            subset: None,
+        };
+        self.by_client(named, |_| Ok((service, port)), BTreeSet::new(), None)
     }
 
-    /// One destination for everybody, and others for clients that see other DestinationRules.
-    fn by_client(
-        &self,
-        (service, port): ServiceAt<'_>,
-        subset: Option<&str>,
+    /// One destination for everybody, and others for clients that see other services or other
+    /// DestinationRules. `pick` gives the service for a client of a namespace, or the port that it
+    /// has not; `audiences` are namespaces for which it may give another one.
+    fn by_client<'s>(
+        &'s self,
+        named: Named<'_>,
+        pick: impl Fn(&str) -> Result<ServiceAt<'s>, u16>,
+        audiences: BTreeSet<&str>,
         client: Option<&str>,
     ) -> ByClient {
-        let host = service.host.to_string();
-        let namespace = &service.origin.namespace;
-        let applied = |client: &str| self.rules.select(&host, namespace, client);
-        let make = |applied: &Applied| Arc::new(self.make((service, port), subset, applied));
-        let everybody = applied(client.unwrap_or_default());
-        let others = match client {
-            Some(_) => Vec::new(),
-            None => self
-                .rules
-                .audiences(&host)
-                .into_iter()
-                .map(|of| (of, applied(of)))
-                .filter(|(_, applied)| *applied != everybody)
-                .map(|(of, applied)| (of.to_owned(), make(&applied)))
-                .collect(),
+        let choice = |client: &str| {
+            let found = pick(client);
+            let applied = found.map(|(service, _)| {
+                let host = service.host.to_string();
+                self.rules.select(&host, &service.origin.namespace, client)
+            });
+            (found, applied)
         };
+        let make = |(found, applied): (Result<ServiceAt<'_>, u16>, Result<Applied, u16>)| {
+            Arc::new(match (found, applied) {
+                (Ok(found), Ok(applied)) => self.make(found, named.subset, &applied),
+                (Err(port), _) | (_, Err(port)) => self.missing(named.host, port, named.subset),
+            })
+        };
+        let everybody = choice(client.unwrap_or_default());
+        let same = |other: &(Result<ServiceAt<'_>, u16>, Result<Applied, u16>)| {
+            other.1 == everybody.1
+                && match (&other.0, &everybody.0) {
+                    (Ok((a, _)), Ok((b, _))) => Arc::ptr_eq(a, b),
+                    (Err(_), Err(_)) => true,
+                    _ => false,
+                }
+        };
+        let mut others = Vec::new();
+        if client.is_none() {
+            let of_rules = self.rules.audiences(named.host);
+            for audience in audiences.union(&of_rules).copied() {
+                let theirs = choice(audience);
+                if !same(&theirs) {
+                    others.push((audience.to_owned(), make(theirs)));
+                }
+            }
+        }
         ByClient {
-            any: make(&everybody),
+            any: make(everybody),
             of: others,
         }
     }

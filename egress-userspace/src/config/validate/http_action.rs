@@ -111,6 +111,9 @@ fn action(
         if delegate.name.is_empty() {
             findings.error(&path.key("name"), "a delegate needs a name");
         }
+        if scope.hosts.is_empty() {
+            findings.error(&path, "a delegate cannot delegate: there is one level");
+        }
         let own = || scope.subject.origin.namespace.clone();
         return Some(HttpAction::Delegate(Delegate {
             namespace: match delegate.namespace.as_str() {
