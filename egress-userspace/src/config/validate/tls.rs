@@ -171,6 +171,15 @@ pub(super) fn client(tls: &ClientTlsSettings, path: &FieldPath<'_>, findings: &m
             "excludes caCertificates and subjectAltNames",
         );
     }
+    let verifies = matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)
+        && tls.insecure_skip_verify != Some(true);
+    if verifies && tls.ca_certificates.is_empty() && tls.credential_name.is_empty() {
+        findings.warning(
+            path,
+            "without caCertificates the server's certificate is checked against the system's \
+             authorities (IST0128)",
+        );
+    }
     match tls.mode {
         ClientTlsMode::Mutual if tls.credential_name.is_empty() => {
             for (name, value) in &files[..2] {
