@@ -144,6 +144,7 @@ fn nginx_serves_both_versions() {
          http {{ access_log off; client_body_temp_path {directory}; proxy_temp_path {directory};\n\
          fastcgi_temp_path {directory}; uwsgi_temp_path {directory}; scgi_temp_path {directory};\n\
          server {{ listen 203.0.113.20:9002; listen 203.0.113.20:9003 http2;\n\
+         listen unix:{directory}/nginx.sock;\n\
          location / {{ return 200 \"$server_protocol $host $request_uri\\n\"; }} }} }}\n"
     );
     let path = net.directory.write("nginx.conf", &configuration).unwrap();
@@ -165,6 +166,19 @@ fn nginx_serves_both_versions() {
         }
         drop(scenario);
     }
+    net.set_record("unix.test", &["203.0.113.21"]).unwrap();
+    let yaml = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: unix, namespace: istio-demo}}\n\
+         spec: {{hosts: [unix.test], resolution: STATIC, \
+         endpoints: [{{address: 'unix://{directory}/nginx.sock'}}], \
+         ports: [{{number: 9004, name: http, protocol: HTTP}}]}}\n"
+    );
+    let node = Node::start(&net, &configure(&net, "peer.yaml", &yaml), &[]).unwrap();
+    let answer = curl(&net, &["http://unix.test:9004/a"]);
+    assert_eq!(answer, "HTTP/1.1 unix.test /a");
+    let (_, line) = node.access_line("/a ").unwrap();
+    assert!(line["upstream_host"].ends_with("/nginx.sock"), "{line:?}");
 }
 
 #[test]

@@ -2,10 +2,13 @@
 //! Data-plane errors: whose side, whether a retry is safe, and the one mapping to what the peer
 //! and the access log see.
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use super::access_log::ResponseFlag;
-use crate::{routing::virtual_service::Abort, upstream::connect::ConnectError};
+use crate::{
+    routing::virtual_service::Abort,
+    upstream::{connect::ConnectError, endpoint::Endpoint},
+};
 
 /// Why a request or connection could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +57,7 @@ pub enum DataError {
     #[error("connecting to {endpoint}: {source}")]
     Connect {
         /// The endpoint.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
         /// Why.
         source: ConnectError,
     },

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     routing::{decision::Destination, header_text::Facts},
-    upstream::pool::Pool,
+    upstream::{endpoint::Endpoint, pool::Pool},
 };
 
 /// The pool of a worker.
@@ -72,7 +72,7 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Upstream {
     /// The endpoint.
-    pub host: Option<SocketAddr>,
+    pub host: Option<Endpoint>,
     /// Our side.
     pub local: Option<SocketAddr>,
     /// The destination.
@@ -244,7 +244,7 @@ impl Exchange {
             bytes_received: self.progress.as_ref().map_or(0, |p| p.received()),
             bytes_sent: sent,
             upstream_service_time: outcome.service_time,
-            upstream_host: outcome.upstream.host,
+            upstream_host: outcome.upstream.host.as_ref(),
             upstream_cluster: outcome.upstream.cluster(),
             upstream_local: outcome.upstream.local,
             downstream_local: Some(self.peer.local),

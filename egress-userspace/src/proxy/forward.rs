@@ -37,7 +37,8 @@ use crate::{
         service::Protocol,
     },
     upstream::{
-        connect::{Candidates, candidates, connect},
+        connect::{Candidates, ConnectError, candidates, connect},
+        endpoint::Endpoint,
         pool::{Http2, Pooled, Sender},
     },
 };
@@ -49,7 +50,7 @@ pub type Answered = (Response<Incoming>, Pooled<RequestBody>);
 #[derive(Debug)]
 pub struct Target<'a> {
     /// Addresses to choose from; at least one.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Endpoint>,
     /// Their weights; none: all equal.
     pub weights: Vec<u32>,
     /// Limit of one connect.
@@ -204,11 +205,11 @@ pub async fn send(
     let mut retries = 0;
     let answered = loop {
         let address = endpoints.next();
-        upstream.host = Some(address);
+        upstream.host = Some(address.clone());
         let answered = match acquire(worker, address, http2, target.connect_timeout).await {
             Err(error) => Err(error),
             Ok(connection) => {
-                upstream.local = Some(connection.local);
+                upstream.local = connection.local;
                 let parts = if keeps && retries < attempts {
                     head.clone()
                 } else {
@@ -261,7 +262,7 @@ pub async fn send(
         keeper.release();
     }
     if let Ok((_, connection)) = &answered {
-        upstream.local = Some(connection.local);
+        upstream.local = connection.local;
     }
     answered
 }
@@ -269,7 +270,7 @@ pub async fn send(
 /// The order in which endpoints are tried: from a random one on, so that a retry meets another one
 /// when there is one.
 struct Choice<'a> {
-    addresses: &'a [SocketAddr],
+    addresses: &'a [Endpoint],
     at: usize,
     again: bool,
 }
@@ -283,8 +284,8 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn next(&mut self) -> SocketAddr {
-        let address = self.addresses[self.at % self.addresses.len()];
+    fn next(&mut self) -> &'a Endpoint {
+        let address = &self.addresses[self.at % self.addresses.len()];
         self.at = if self.again {
             random() as usize
         } else {
@@ -312,12 +313,12 @@ async fn exchange(
     };
     // Nothing was sent: the connection had been closed while it was kept.
     let http2 = matches!(connection.sender, Sender::Http2(..));
-    let peer = connection.peer;
+    let peer = connection.peer.clone();
     drop(connection);
     let mut fresh = if http2 {
-        acquire(worker, peer, true, target.connect_timeout).await?
+        acquire(worker, &peer, true, target.connect_timeout).await?
     } else {
-        dial_http1(worker, peer, target.connect_timeout).await?
+        dial_http1(worker, &peer, target.connect_timeout).await?
     };
     match try_send(&mut fresh.sender, request).await {
         Ok(response) => Ok((response, fresh)),
@@ -359,7 +360,7 @@ fn broken(source: hyper::Error, progress: Option<&Progress>) -> DataError {
 /// A connection that can carry a request now: a kept one, or a new one.
 async fn acquire(
     worker: &Arc<Worker>,
-    endpoint: SocketAddr,
+    endpoint: &Endpoint,
     http2: bool,
     limit: Duration,
 ) -> Result<Pooled<RequestBody>, DataError> {
@@ -379,7 +380,7 @@ async fn acquire(
                     Err(_) => None,
                 };
                 if let Some(source) = failed {
-                    return Err(DataError::Connect { endpoint, source });
+                    return Err(unreachable(endpoint, source));
                 }
             }
             Http2::Dial(dialling) => {
@@ -387,10 +388,12 @@ async fn acquire(
                     Ok(stream) => stream,
                     Err(source) => {
                         dialling.failed(&source);
-                        return Err(DataError::Connect { endpoint, source });
+                        return Err(unreachable(endpoint, source));
                     }
                 };
-                let local = local_address(&stream, endpoint)?;
+                let local = stream
+                    .local()
+                    .map_err(|error| unreachable(endpoint, error.into()))?;
                 let (sender, connection) = http2::Builder::new(Tasks(worker.tasks.clone()))
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(STREAM_WINDOW)
@@ -409,25 +412,25 @@ async fn acquire(
     }
 }
 
-fn local_address(
-    stream: &tokio::net::TcpStream,
-    endpoint: SocketAddr,
-) -> Result<SocketAddr, DataError> {
-    stream.local_addr().map_err(|error| DataError::Connect {
-        endpoint,
-        source: error.into(),
-    })
+/// A failed connect to an endpoint.
+fn unreachable(endpoint: &Endpoint, source: ConnectError) -> DataError {
+    DataError::Connect {
+        endpoint: endpoint.clone(),
+        source,
+    }
 }
 
 async fn dial_http1(
     worker: &Arc<Worker>,
-    endpoint: SocketAddr,
+    endpoint: &Endpoint,
     limit: Duration,
 ) -> Result<Pooled<RequestBody>, DataError> {
     let stream = connect(endpoint, limit)
         .await
-        .map_err(|source| DataError::Connect { endpoint, source })?;
-    let local = local_address(&stream, endpoint)?;
+        .map_err(|source| unreachable(endpoint, source))?;
+    let local = stream
+        .local()
+        .map_err(|error| unreachable(endpoint, error.into()))?;
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
@@ -439,6 +442,6 @@ async fn dial_http1(
     Ok(Pooled {
         sender: Sender::Http1(sender),
         local,
-        peer: endpoint,
+        peer: endpoint.clone(),
     })
 }

@@ -397,7 +397,7 @@ async fn passthrough(
     let (outgoing, client) = outgoing(connection, snapshot, parts, body, exchange);
     let connect = outgoing.head.method == Method::CONNECT;
     let target = Target {
-        addresses: vec![original],
+        addresses: vec![original.into()],
         weights: Vec::new(),
         connect_timeout: snapshot.mesh.routing.connect_timeout,
         retries: None,

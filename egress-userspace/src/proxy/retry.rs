@@ -92,7 +92,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::upstream::connect::ConnectError;
+    use crate::upstream::{connect::ConnectError, endpoint::Endpoint};
 
     fn policy(conditions: &[On]) -> RetryPolicy {
         RetryPolicy {
@@ -139,9 +139,9 @@ mod tests {
 
     #[test]
     fn missing_answers_are_retried_by_row_5b_11() {
-        let endpoint = SocketAddr::from(([192, 0, 2, 1], 80));
+        let endpoint: Endpoint = SocketAddr::from(([192, 0, 2, 1], 80)).into();
         let connect = || DataError::Connect {
-            endpoint,
+            endpoint: endpoint.clone(),
             source: ConnectError::Failed("refused".into()),
         };
         let slow = || DataError::PerTryTimeout {

@@ -2,7 +2,7 @@
 //! Opaque connections: TLS by server name, TCP by address, and whatever goes to its original
 //! destination. Decide, dial, copy, record.
 
-use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -19,7 +19,10 @@ use super::{
 use crate::{
     config::snapshot::Snapshot,
     routing::decision::{Action, Decision, Destination, Request, Traffic, Why},
-    upstream::connect::connect,
+    upstream::{
+        connect::connect,
+        endpoint::{Endpoint, Stream},
+    },
 };
 
 /// A decided connection.
@@ -148,7 +151,7 @@ pub async fn relay(
 /// Until both sides have ended; the drain's deadline ends what does not end by itself.
 async fn carry(
     downstream: TcpStream,
-    mut upstream: TcpStream,
+    mut upstream: Stream,
     seen: Bytes,
 ) -> (Copied, io::Result<()>) {
     if let Err(error) = upstream.write_all(&seen).await {
@@ -160,11 +163,19 @@ async fn carry(
 }
 
 /// `None`: to be closed.
-async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, DataError> {
+async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<Stream>, DataError> {
     let mut first = 0;
     let (addresses, limit) = match &relay.next {
         Next::Close => return Ok(None),
-        Next::Original(limit) => (relay.peer.original.into_iter().collect::<Vec<_>>(), *limit),
+        Next::Original(limit) => (
+            relay
+                .peer
+                .original
+                .map(Endpoint::Ip)
+                .into_iter()
+                .collect::<Vec<_>>(),
+            *limit,
+        ),
         Next::Destination(destination) => {
             let original = relay.peer.original;
             let name = &relay.server_name;
@@ -175,14 +186,17 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<TcpStream>, D
     };
     let mut last = None;
     for offset in 0..addresses.len() {
-        let endpoint: SocketAddr = addresses[first.wrapping_add(offset) % addresses.len()];
-        relay.upstream.host = Some(endpoint);
+        let endpoint = &addresses[first.wrapping_add(offset) % addresses.len()];
+        relay.upstream.host = Some(endpoint.clone());
         match connect(endpoint, limit).await {
             Ok(stream) => {
-                relay.upstream.local = stream.local_addr().ok();
+                relay.upstream.local = stream.local().ok().flatten();
                 return Ok(Some(stream));
             }
-            Err(source) => last = Some(DataError::Connect { endpoint, source }),
+            Err(source) => {
+                let endpoint = endpoint.clone();
+                last = Some(DataError::Connect { endpoint, source });
+            }
         }
     }
     Err(last.unwrap_or_else(|| DataError::NoEndpoints {
@@ -206,7 +220,7 @@ fn record(worker: &Worker, relay: &Relay, copied: Copied, failure: Option<Verdic
         bytes_received: copied.received,
         bytes_sent: copied.sent,
         upstream_service_time: None,
-        upstream_host: upstream.host,
+        upstream_host: upstream.host.as_ref(),
         upstream_cluster: upstream.cluster(),
         upstream_local: upstream.local,
         downstream_local: Some(peer.local),

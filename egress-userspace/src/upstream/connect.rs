@@ -7,9 +7,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
-use super::resolve::AddressBook;
+use super::{
+    endpoint::{Endpoint, Stream},
+    resolve::AddressBook,
+};
 use crate::routing::{
     decision::{Destination, Endpoints},
     service::{EndpointAddress, Resolution},
@@ -19,7 +25,7 @@ use crate::routing::{
 #[derive(Debug, PartialEq, Eq)]
 pub enum Candidates {
     /// At least one address, with the weights of their endpoints; no weights: all equal.
-    Addresses(Vec<SocketAddr>, Vec<u32>),
+    Addresses(Vec<Endpoint>, Vec<u32>),
     /// A name has not been answered yet.
     Pending(String),
     /// The request's own name, never asked for so far.
@@ -48,7 +54,8 @@ pub fn candidates(
             return match original {
                 Some(address) => {
                     let port = port.unwrap_or(address.port());
-                    Candidates::Addresses(vec![SocketAddr::new(address.ip(), port)], Vec::new())
+                    let address = SocketAddr::new(address.ip(), port);
+                    Candidates::Addresses(vec![address.into()], Vec::new())
                 }
                 // Row 2.8: on a gateway the original destination is the gateway itself.
                 None => Candidates::Empty,
@@ -64,11 +71,11 @@ pub fn candidates(
         .service
         .as_ref()
         .is_some_and(|service| service.resolution == Resolution::DnsRoundRobin);
-    let (mut pending, mut unresolved, mut unix) = (None, None, false);
+    let (mut pending, mut unresolved) = (None, None);
     for target in list {
         match &target.address {
             EndpointAddress::Ip(ip) => {
-                addresses.push(SocketAddr::new(*ip, target.port));
+                addresses.push(SocketAddr::new(*ip, target.port).into());
                 weights.push(target.weight);
             }
             EndpointAddress::Name(name) => match book.get(name) {
@@ -81,11 +88,15 @@ pub fn candidates(
                     // Row 2.11: new connections go to the first address only.
                     let count = if first_only { 1 } else { usize::MAX };
                     let of_name = resolved.addresses.iter().take(count);
-                    addresses.extend(of_name.map(|ip| SocketAddr::new(*ip, target.port)));
+                    let of_name = of_name.map(|ip| SocketAddr::new(*ip, target.port));
+                    addresses.extend(of_name.map(Endpoint::from));
                     weights.resize(addresses.len(), target.weight);
                 }
             },
-            EndpointAddress::Unix(_) => unix = true,
+            EndpointAddress::Unix(path) => {
+                addresses.push(Endpoint::Unix(path.as_path().into()));
+                weights.push(target.weight);
+            }
         }
     }
     if weights.iter().all(|weight| *weight == weights[0]) {
@@ -97,7 +108,6 @@ pub fn candidates(
         (true, None, Some((name, reason))) => {
             Candidates::Unresolved(name.clone(), reason.to_owned())
         }
-        (true, None, None) if unix => Candidates::Unsupported("a unix:// endpoint"),
         (true, None, None) => Candidates::Empty,
     }
 }
@@ -105,7 +115,7 @@ pub fn candidates(
 /// Resolution DYNAMIC_DNS: the addresses of the name that the request is for.
 fn by_name(asked: &str, port: u16, book: &AddressBook) -> Candidates {
     if let Ok(ip) = asked.parse::<IpAddr>() {
-        return Candidates::Addresses(vec![SocketAddr::new(ip, port)], Vec::new());
+        return Candidates::Addresses(vec![SocketAddr::new(ip, port).into()], Vec::new());
     }
     match book.get(asked) {
         None => Candidates::Unknown(asked.to_owned()),
@@ -115,7 +125,7 @@ fn by_name(asked: &str, port: u16, book: &AddressBook) -> Candidates {
         }
         Some(resolved) => {
             let addresses = resolved.addresses.iter();
-            let addresses = addresses.map(|ip| SocketAddr::new(*ip, port));
+            let addresses = addresses.map(|ip| SocketAddr::new(*ip, port).into());
             Candidates::Addresses(addresses.collect(), Vec::new())
         }
     }
@@ -143,12 +153,21 @@ impl From<io::Error> for ConnectError {
 ///
 /// # Errors
 /// When the endpoint refuses, cannot be reached, or does not answer within the limit.
-pub async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
-    let stream = timeout(limit, TcpStream::connect(unmapped(address)))
-        .await
-        .map_err(|_| ConnectError::Timeout(limit))??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+pub async fn connect(endpoint: &Endpoint, limit: Duration) -> Result<Stream, ConnectError> {
+    let late = |_| ConnectError::Timeout(limit);
+    match endpoint {
+        Endpoint::Ip(address) => {
+            let connecting = TcpStream::connect(unmapped(*address));
+            let stream = timeout(limit, connecting).await.map_err(late)??;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream))
+        }
+        Endpoint::Unix(path) => {
+            let connecting = UnixStream::connect(path);
+            let stream = timeout(limit, connecting).await.map_err(late)??;
+            Ok(Stream::Unix(stream))
+        }
+    }
 }
 
 /// A v4-mapped v6 address as the v4 address it is.

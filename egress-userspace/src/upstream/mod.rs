@@ -2,5 +2,6 @@
 //! Names to addresses, addresses to sockets, sockets to reusable HTTP connections.
 
 pub mod connect;
+pub mod endpoint;
 pub mod pool;
 pub mod resolve;

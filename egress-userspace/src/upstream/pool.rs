@@ -14,7 +14,7 @@ use std::{
 use hyper::client::conn::{http1, http2};
 use tokio::sync::watch;
 
-use super::connect::ConnectError;
+use super::{connect::ConnectError, endpoint::Endpoint};
 
 /// Idle HTTP/1.1 connections kept for one endpoint; more are closed.
 const MAX_IDLE: usize = 512;
@@ -28,10 +28,10 @@ const MAX_STREAMS: usize = 100;
 pub struct Pooled<B> {
     /// hyper's end of it.
     pub sender: Sender<B>,
-    /// Our address on it.
-    pub local: SocketAddr,
+    /// Our address on it; none on a Unix socket.
+    pub local: Option<SocketAddr>,
     /// The endpoint.
-    pub peer: SocketAddr,
+    pub peer: Endpoint,
 }
 
 /// hyper's end of a connection.
@@ -69,8 +69,8 @@ pub struct Pool<B> {
 
 #[derive(Debug)]
 struct Endpoints<B> {
-    idle: HashMap<SocketAddr, Vec<Pooled<B>>>,
-    shared: HashMap<SocketAddr, Shared<B>>,
+    idle: HashMap<Endpoint, Vec<Pooled<B>>>,
+    shared: HashMap<Endpoint, Shared<B>>,
     /// Draining: nothing is kept any more.
     closed: bool,
 }
@@ -86,7 +86,7 @@ struct Shared<B> {
 #[derive(Debug)]
 struct Connection<B> {
     sender: http2::SendRequest<B>,
-    local: SocketAddr,
+    local: Option<SocketAddr>,
     open: Arc<AtomicUsize>,
 }
 
@@ -125,9 +125,9 @@ pub enum Http2<B> {
 impl<B> Pool<B> {
     /// The most recently used HTTP/1.1 connection that is ready; closed ones are dropped on the
     /// way.
-    pub fn take_http1(&self, peer: SocketAddr) -> Option<Pooled<B>> {
+    pub fn take_http1(&self, peer: &Endpoint) -> Option<Pooled<B>> {
         let mut endpoints = self.lock();
-        let list = endpoints.idle.get_mut(&peer)?;
+        let list = endpoints.idle.get_mut(peer)?;
         let mut at = list.len();
         while at > 0 {
             at -= 1;
@@ -155,7 +155,7 @@ impl<B> Pool<B> {
         if endpoints.closed {
             return;
         }
-        let list = endpoints.idle.entry(connection.peer).or_default();
+        let list = endpoints.idle.entry(connection.peer.clone()).or_default();
         if list.len() < MAX_IDLE {
             list.push(connection);
         }
@@ -163,9 +163,9 @@ impl<B> Pool<B> {
 
     /// A stream on the least busy HTTP/2 connection, or who opens one. One connection at a time is
     /// dialled for an endpoint, so that a burst of requests does not make a burst of connections.
-    pub fn http2(self: &Arc<Self>, peer: SocketAddr) -> Http2<B> {
+    pub fn http2(self: &Arc<Self>, peer: &Endpoint) -> Http2<B> {
         let mut endpoints = self.lock();
-        let shared = endpoints.shared.entry(peer).or_default();
+        let shared = endpoints.shared.entry(peer.clone()).or_default();
         shared.connections.retain(|c| !c.sender.is_closed());
         let open = |c: &&Connection<B>| c.open.load(Ordering::Relaxed);
         let free = |c: &&Connection<B>| open(c) < MAX_STREAMS;
@@ -173,7 +173,7 @@ impl<B> Pool<B> {
             return Http2::Ready(Pooled {
                 sender: Sender::Http2(c.sender.clone(), Stream::of(&c.open)),
                 local: c.local,
-                peer,
+                peer: peer.clone(),
             });
         }
         if let Some(result) = &shared.dialling {
@@ -183,7 +183,7 @@ impl<B> Pool<B> {
         shared.dialling = Some(receiver);
         Http2::Dial(Dialling {
             pool: self.clone(),
-            peer,
+            peer: peer.clone(),
             result,
         })
     }
@@ -220,18 +220,18 @@ impl<B> Pool<B> {
 #[derive(Debug)]
 pub struct Dialling<B> {
     pool: Arc<Pool<B>>,
-    peer: SocketAddr,
+    peer: Endpoint,
     result: watch::Sender<Option<ConnectError>>,
 }
 
 impl<B> Dialling<B> {
     /// Shares a connection that was made, and takes its first stream.
-    pub fn succeeded(self, sender: http2::SendRequest<B>, local: SocketAddr) -> Pooled<B> {
+    pub fn succeeded(self, sender: http2::SendRequest<B>, local: Option<SocketAddr>) -> Pooled<B> {
         let open = Arc::default();
         let first = Pooled {
             sender: Sender::Http2(sender.clone(), Stream::of(&open)),
             local,
-            peer: self.peer,
+            peer: self.peer.clone(),
         };
         let connection = Connection {
             sender,
@@ -240,7 +240,7 @@ impl<B> Dialling<B> {
         };
         let mut endpoints = self.pool.lock();
         if !endpoints.closed {
-            let shared = endpoints.shared.entry(self.peer).or_default();
+            let shared = endpoints.shared.entry(self.peer.clone()).or_default();
             shared.connections.push(connection);
         }
         drop(endpoints);

@@ -269,9 +269,6 @@ fn endpoints(
                 "endpoints are chosen wherever they are",
             );
         }
-        if matches!(address, Some(EndpointAddress::Unix(_))) {
-            findings.unsupported(&path.key("address"), "a Unix socket is not dialled");
-        }
         for (name, given) in [
             ("network", &endpoint.network),
             ("serviceAccount", &endpoint.service_account),

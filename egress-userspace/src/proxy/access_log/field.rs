@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{AccessRecord, ResponseFlags};
+use crate::upstream::endpoint::Endpoint;
 
 /// One thing that a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +113,11 @@ pub(super) fn value<'r>(field: Field, record: &'r AccessRecord<'_>) -> Value<'r>
         Field::UpstreamServiceTime => record
             .upstream_service_time
             .map_or(Value::Missing, Value::MillisHeader),
-        Field::UpstreamHost => address(record.upstream_host),
+        Field::UpstreamHost => match record.upstream_host {
+            None => Value::Missing,
+            Some(Endpoint::Ip(ip)) => Value::Address(*ip),
+            Some(Endpoint::Unix(path)) => present(path.to_str(), Value::Quoted),
+        },
         Field::UpstreamCluster => present(Some(record.upstream_cluster), Value::Details),
         Field::UpstreamLocal => address(record.upstream_local),
         Field::DownstreamLocal => address(record.downstream_local),

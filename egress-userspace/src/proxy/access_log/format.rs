@@ -409,13 +409,22 @@ fn first<'r>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::{
+        net::{IpAddr, Ipv6Addr, SocketAddr},
+        time::{Duration, UNIX_EPOCH},
+    };
 
     use super::{super::tests::empty_record, *};
     use crate::{
         proxy::access_log::{HttpRecord, ResponseFlag},
+        upstream::endpoint::Endpoint,
         workload::Workload,
     };
+
+    static UPSTREAM: Endpoint = Endpoint::Ip(SocketAddr::new(
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        80,
+    ));
 
     fn line(format: &Format, record: &AccessRecord<'_>) -> String {
         let mut out = Vec::new();
@@ -446,7 +455,7 @@ mod tests {
             bytes_received: 10,
             bytes_sent: 613,
             upstream_service_time: Some(Duration::from_millis(11)),
-            upstream_host: Some("[2001:db8::1]:80".parse().unwrap()),
+            upstream_host: Some(&UPSTREAM),
             upstream_cluster: "outbound|80||httpbin.org",
             upstream_local: Some("172.30.1.2:52638".parse().unwrap()),
             downstream_local: Some("34.1.2.3:80".parse().unwrap()),

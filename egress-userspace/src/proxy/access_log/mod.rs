@@ -27,7 +27,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::workload::Workload;
+use crate::{upstream::endpoint::Endpoint, workload::Workload};
 
 /// Everything the access log and the metrics say about one request or connection.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ pub struct AccessRecord<'a> {
     /// Time until the upstream's response head, HTTP only.
     pub upstream_service_time: Option<Duration>,
     /// The endpoint.
-    pub upstream_host: Option<SocketAddr>,
+    pub upstream_host: Option<&'a Endpoint>,
     /// `outbound|80||host`, `PassthroughCluster`, `BlackHoleCluster`; empty prints `-`.
     pub upstream_cluster: &'a str,
     /// Our side of the upstream connection.
