@@ -25,7 +25,7 @@ use super::{
     body::{Progress, RequestBody, deadline},
     connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW, Tasks, Worker},
     error::DataError,
-    exchange::Upstream,
+    exchange::{HttpPool, Upstream},
     headers::{ATTEMPT_COUNT, random},
     retry, translate,
 };
@@ -124,6 +124,23 @@ impl<'a> Target<'a> {
 }
 
 impl Target<'_> {
+    /// The less busy of two random addresses (Istio's default LEAST_REQUEST); by weight when there
+    /// are weights.
+    fn least_busy(&self, pool: &HttpPool) -> usize {
+        let count = self.addresses.len();
+        let first = self.draw() % count;
+        if count == 1 || !self.weights.is_empty() {
+            return first;
+        }
+        let other = (first + 1 + random() as usize % (count - 1)) % count;
+        let requests = |at: usize| pool.requests(&self.addresses[at]);
+        if requests(other) < requests(first) {
+            other
+        } else {
+            first
+        }
+    }
+
     /// Where to begin: a random address, by weight when there are weights.
     pub fn draw(&self) -> usize {
         let total: u64 = self.weights.iter().map(|weight| u64::from(*weight)).sum();
@@ -201,15 +218,18 @@ pub async fn send(
         (body, None)
     };
     let (mut head, mut body) = (Some(head), Some(body));
-    let mut endpoints = Choice::new(target);
+    let mut endpoints = Choice::new(target, &worker.pool);
     let mut retries = 0;
     let answered = loop {
         let address = endpoints.next();
         upstream.host = Some(address.clone());
         let answered = match acquire(worker, address, http2, target.connect_timeout).await {
             Err(error) => Err(error),
-            Ok(connection) => {
+            Ok(mut connection) => {
                 upstream.local = connection.local;
+                if target.addresses.len() > 1 {
+                    connection.busy = Some(worker.pool.count_request(address));
+                }
                 let parts = if keeps && retries < attempts {
                     head.clone()
                 } else {
@@ -267,8 +287,8 @@ pub async fn send(
     answered
 }
 
-/// The order in which endpoints are tried: from a random one on, so that a retry meets another one
-/// when there is one.
+/// The order in which endpoints are tried: from the first choice on, so that a retry meets another
+/// one when there is one.
 struct Choice<'a> {
     addresses: &'a [Endpoint],
     at: usize,
@@ -276,10 +296,10 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn new(target: &'a Target<'_>) -> Self {
+    fn new(target: &'a Target<'_>, pool: &HttpPool) -> Self {
         Self {
             addresses: &target.addresses,
-            at: target.draw(),
+            at: target.least_busy(pool),
             again: target.retries.is_some_and(|p| !p.ignore_previous_hosts),
         }
     }
@@ -313,13 +333,14 @@ async fn exchange(
     };
     // Nothing was sent: the connection had been closed while it was kept.
     let http2 = matches!(connection.sender, Sender::Http2(..));
-    let peer = connection.peer.clone();
+    let (peer, busy) = (connection.peer.clone(), connection.busy.take());
     drop(connection);
     let mut fresh = if http2 {
         acquire(worker, &peer, true, target.connect_timeout).await?
     } else {
         dial_http1(worker, &peer, target.connect_timeout).await?
     };
+    fresh.busy = busy;
     match try_send(&mut fresh.sender, request).await {
         Ok(response) => Ok((response, fresh)),
         Err(mut failure) => Err(match failure.take_message() {
@@ -443,5 +464,61 @@ async fn dial_http1(
         sender: Sender::Http1(sender),
         local,
         peer: endpoint.clone(),
+        busy: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn requests_go_to_the_less_busy_endpoint() {
+        let endpoint = |n: u8| Endpoint::Ip(SocketAddr::from(([192, 0, 2, n], 80)));
+        let mut target = Target {
+            addresses: vec![endpoint(1), endpoint(2)],
+            weights: Vec::new(),
+            connect_timeout: Duration::from_secs(1),
+            retries: None,
+            http: UpstreamHttp::Http1,
+            forward_proxy: false,
+        };
+        let pool = HttpPool::default();
+        let mut held = Vec::new();
+        let mut share = HashMap::new();
+        for _ in 0..20 {
+            let chosen = Choice::new(&target, &pool).next().clone();
+            held.push(pool.count_request(&chosen));
+            *share.entry(chosen).or_insert(0) += 1;
+        }
+        assert_eq!(share, HashMap::from([(endpoint(1), 10), (endpoint(2), 10)]));
+        held.clear();
+        assert_eq!(pool.requests(&endpoint(1)), 0);
+        target.weights = vec![0, 1];
+        let _busy = pool.count_request(&endpoint(2));
+        assert_eq!(
+            *Choice::new(&target, &pool).next(),
+            endpoint(2),
+            "by weight"
+        );
+    }
+
+    #[test]
+    fn retries_meet_every_endpoint_before_one_again() {
+        let endpoints = (1..=3).map(|n| SocketAddr::from(([192, 0, 2, n], 80)).into());
+        let target = Target {
+            addresses: endpoints.collect(),
+            weights: Vec::new(),
+            connect_timeout: Duration::from_secs(1),
+            retries: None,
+            http: UpstreamHttp::Http1,
+            forward_proxy: false,
+        };
+        let pool = HttpPool::default();
+        let mut choice = Choice::new(&target, &pool);
+        let tried: std::collections::HashSet<_> = (0..3).map(|_| choice.next().clone()).collect();
+        assert_eq!(tried.len(), 3);
+    }
 }

@@ -32,6 +32,8 @@ pub struct Pooled<B> {
     pub local: Option<SocketAddr>,
     /// The endpoint.
     pub peer: Endpoint,
+    /// Counts among the endpoint's requests, where somebody compares endpoints.
+    pub busy: Option<Stream>,
 }
 
 /// hyper's end of a connection.
@@ -43,7 +45,7 @@ pub enum Sender<B> {
     Http2(http2::SendRequest<B>, Stream),
 }
 
-/// Counts as a stream of its connection while it lives.
+/// Counts as a stream of its connection, or as a request of its endpoint, while it lives.
 #[derive(Debug)]
 pub struct Stream(Arc<AtomicUsize>);
 
@@ -71,6 +73,8 @@ pub struct Pool<B> {
 struct Endpoints<B> {
     idle: HashMap<Endpoint, Vec<Pooled<B>>>,
     shared: HashMap<Endpoint, Shared<B>>,
+    /// Requests under way, of endpoints that are compared with others.
+    busy: HashMap<Endpoint, Arc<AtomicUsize>>,
     /// Draining: nothing is kept any more.
     closed: bool,
 }
@@ -96,6 +100,7 @@ impl<B> Default for Pool<B> {
             endpoints: Mutex::new(Endpoints {
                 idle: HashMap::new(),
                 shared: HashMap::new(),
+                busy: HashMap::new(),
                 closed: false,
             }),
         }
@@ -144,9 +149,22 @@ impl<B> Pool<B> {
         None
     }
 
+    /// Requests under way at an endpoint, as far as they are counted.
+    pub fn requests(&self, peer: &Endpoint) -> usize {
+        let endpoints = self.lock();
+        let busy = endpoints.busy.get(peer);
+        busy.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Counts a request at an endpoint while the result lives.
+    pub fn count_request(&self, peer: &Endpoint) -> Stream {
+        Stream::of(self.lock().busy.entry(peer.clone()).or_default())
+    }
+
     /// Keeps an HTTP/1.1 connection whose response has been read to its end, and gives an HTTP/2
     /// stream back.
-    pub fn put(&self, connection: Pooled<B>) {
+    pub fn put(&self, mut connection: Pooled<B>) {
+        connection.busy = None;
         match &connection.sender {
             Sender::Http1(sender) if !sender.is_closed() => {}
             _ => return,
@@ -174,6 +192,7 @@ impl<B> Pool<B> {
                 sender: Sender::Http2(c.sender.clone(), Stream::of(&c.open)),
                 local: c.local,
                 peer: peer.clone(),
+                busy: None,
             });
         }
         if let Some(result) = &shared.dialling {
@@ -199,6 +218,8 @@ impl<B> Pool<B> {
             shared.connections.retain(|c| !c.sender.is_closed());
             !shared.connections.is_empty() || shared.dialling.is_some()
         });
+        let idle = |count: &Arc<AtomicUsize>| count.load(Ordering::Relaxed) == 0;
+        endpoints.busy.retain(|_, count| !idle(count));
     }
 
     /// Drops what is idle, and keeps nothing from now on; connections in use end with their use.
@@ -232,6 +253,7 @@ impl<B> Dialling<B> {
             sender: Sender::Http2(sender.clone(), Stream::of(&open)),
             local,
             peer: self.peer.clone(),
+            busy: None,
         };
         let connection = Connection {
             sender,
