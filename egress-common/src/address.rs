@@ -126,6 +126,15 @@ impl Address {
         self != Self::NONE
     }
 
+    /// Whether it is 0.0.0.0 or `::`, which connect() takes for this host.
+    #[inline(always)]
+    pub fn is_unspecified(self) -> bool {
+        match self.to_v4() {
+            Some(v4) => v4.octets == [0; 4],
+            None => self == Self::NONE,
+        }
+    }
+
     /// Whether it lies in 127.0.0.0/8 or is `::1`.
     #[inline(always)]
     pub fn is_loopback(self) -> bool {

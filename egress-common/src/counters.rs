@@ -16,23 +16,34 @@ pub enum Program {
     GetPeerName4 = 3,
     /// `egress_getpeername6`.
     GetPeerName6 = 4,
+    /// `egress_sendmsg4`.
+    SendMsg4 = 5,
+    /// `egress_sendmsg6`.
+    SendMsg6 = 6,
+    /// `egress_sock_create`.
+    SockCreate = 7,
+    /// `egress_skb`.
+    Skb = 8,
+    /// `egress_tc`.
+    Tc = 9,
 }
 
-/// How one run of a program ended.
+/// How one run of a program ended. "connect" stands for connect and sendmsg; "packet" for the
+/// packets that the backstops look at, which are those that can begin a flow.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// connect: sent to the proxy.
     Redirected = 0,
-    /// connect: no rule speaks of the destination; left alone.
+    /// connect, packet: the destination is not registered; left alone.
     NotRegistered = 1,
-    /// connect: an internal destination; left alone.
+    /// connect, packet: an internal destination; left alone.
     Internal = 2,
-    /// connect: the agent's own traffic; left alone.
+    /// connect, sock_create, packet: the agent's own traffic; left alone.
     OwnTraffic = 3,
-    /// connect: not TCP; left alone.
+    /// connect: neither TCP nor registered; left alone.
     NotTcp = 4,
-    /// connect: the agent has not written `SETTINGS`; left alone.
+    /// connect, sock_create, packet: the agent has not written `SETTINGS`; left alone.
     NotConfigured = 5,
     /// connect: no redirect address is reachable from there; left alone (failure policy open).
     NoRedirectAddressPassed = 6,
@@ -50,19 +61,51 @@ pub enum Outcome {
     NotRedirected = 12,
     /// getpeername: the application saw the original destination.
     Restored = 13,
+    /// connect, packet: registered, and not for the proxy (UDP); left alone.
+    Direct = 14,
+    /// connect: the proxy is not alive; left alone (open).
+    ProxyDeadPassed = 15,
+    /// connect: the proxy is not alive; refused (closed).
+    ProxyDeadDenied = 16,
+    /// connect, packet: not registered; refused (REGISTRY_ONLY).
+    NotRegisteredDenied = 17,
+    /// connect, packet: UDP to a registered HTTP or TLS port; refused, so that HTTP/3 clients fall
+    /// back to TCP.
+    QuicRefused = 18,
+    /// packet: begins a connection to a registered destination past the proxy; dropped.
+    NotRedirectedDenied = 19,
+    /// sock_create: an ordinary socket.
+    Ordinary = 20,
+    /// sock_create: a raw socket; left alone (ALLOW_ANY).
+    RawSocket = 21,
+    /// sock_create: a raw socket; refused (REGISTRY_ONLY).
+    RawSocketDenied = 22,
+    /// sock_create: an MPTCP socket; left alone (ALLOW_ANY).
+    MptcpSocket = 23,
+    /// sock_create: an MPTCP socket; refused (REGISTRY_ONLY), since its later subflows pass no hook.
+    MptcpSocketDenied = 24,
+    /// packet: to a place that needs no permission although it is none of the above (loopback).
+    Loopback = 25,
+    /// any: an event did not fit the ring buffer.
+    EventLost = 26,
 }
 
 /// Every program, in slot order.
-pub const PROGRAMS: [Program; 5] = [
+pub const PROGRAMS: [Program; 10] = [
     Program::Connect4,
     Program::Connect6,
     Program::SockOps,
     Program::GetPeerName4,
     Program::GetPeerName6,
+    Program::SendMsg4,
+    Program::SendMsg6,
+    Program::SockCreate,
+    Program::Skb,
+    Program::Tc,
 ];
 
 /// Every outcome, in slot order.
-pub const OUTCOMES: [Outcome; 14] = [
+pub const OUTCOMES: [Outcome; 27] = [
     Outcome::Redirected,
     Outcome::NotRegistered,
     Outcome::Internal,
@@ -77,6 +120,19 @@ pub const OUTCOMES: [Outcome; 14] = [
     Outcome::PublishFailed,
     Outcome::NotRedirected,
     Outcome::Restored,
+    Outcome::Direct,
+    Outcome::ProxyDeadPassed,
+    Outcome::ProxyDeadDenied,
+    Outcome::NotRegisteredDenied,
+    Outcome::QuicRefused,
+    Outcome::NotRedirectedDenied,
+    Outcome::Ordinary,
+    Outcome::RawSocket,
+    Outcome::RawSocketDenied,
+    Outcome::MptcpSocket,
+    Outcome::MptcpSocketDenied,
+    Outcome::Loopback,
+    Outcome::EventLost,
 ];
 
 /// Number of slots in `COUNTERS`.
@@ -100,20 +156,85 @@ impl Program {
             Self::SockOps => "sockops",
             Self::GetPeerName4 => "getpeername4",
             Self::GetPeerName6 => "getpeername6",
+            Self::SendMsg4 => "sendmsg4",
+            Self::SendMsg6 => "sendmsg6",
+            Self::SockCreate => "sock_create",
+            Self::Skb => "skb",
+            Self::Tc => "tc",
         }
+    }
+
+    /// The program of a number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        PROGRAMS.get(usize::from(number)).copied()
     }
 
     /// Whether the program can end with `outcome`; other slots stay zero.
     pub const fn counts(self, outcome: Outcome) -> bool {
+        use Outcome::{
+            Direct, EventLost, Internal, Loopback, MptcpSocket, MptcpSocketDenied,
+            NoRedirectAddressDenied, NoRedirectAddressPassed, NotConfigured, NotRedirected,
+            NotRedirectedDenied, NotRegistered, NotRegisteredDenied, NotTcp, Ordinary, OwnTraffic,
+            ProxyDeadDenied, ProxyDeadPassed, PublishFailed, Published, QuicRefused, RawSocket,
+            RawSocketDenied, RecordFailedDenied, RecordFailedPassed, Redirected, Restored,
+        };
         match self {
-            Self::Connect4 | Self::Connect6 => (outcome as u32) < Outcome::Published as u32,
-            Self::SockOps => matches!(
+            Self::Connect4 | Self::Connect6 => matches!(
                 outcome,
-                Outcome::Published | Outcome::PublishFailed | Outcome::NotRedirected
+                Redirected
+                    | NotRegistered
+                    | Internal
+                    | OwnTraffic
+                    | NotTcp
+                    | NotConfigured
+                    | NoRedirectAddressPassed
+                    | NoRedirectAddressDenied
+                    | RecordFailedPassed
+                    | RecordFailedDenied
+                    | Direct
+                    | ProxyDeadPassed
+                    | ProxyDeadDenied
+                    | NotRegisteredDenied
+                    | QuicRefused
+                    | EventLost
             ),
-            Self::GetPeerName4 | Self::GetPeerName6 => {
-                matches!(outcome, Outcome::NotRedirected | Outcome::Restored)
-            }
+            Self::SendMsg4 | Self::SendMsg6 => matches!(
+                outcome,
+                Internal
+                    | OwnTraffic
+                    | NotTcp
+                    | NotConfigured
+                    | Direct
+                    | NotRegisteredDenied
+                    | QuicRefused
+                    | EventLost
+            ),
+            Self::SockOps => matches!(outcome, Published | PublishFailed | NotRedirected),
+            Self::GetPeerName4 | Self::GetPeerName6 => matches!(outcome, NotRedirected | Restored),
+            Self::SockCreate => matches!(
+                outcome,
+                OwnTraffic
+                    | NotConfigured
+                    | Ordinary
+                    | RawSocket
+                    | RawSocketDenied
+                    | MptcpSocket
+                    | MptcpSocketDenied
+                    | EventLost
+            ),
+            Self::Skb | Self::Tc => matches!(
+                outcome,
+                Internal
+                    | OwnTraffic
+                    | NotRegistered
+                    | NotConfigured
+                    | Direct
+                    | NotRegisteredDenied
+                    | QuicRefused
+                    | NotRedirectedDenied
+                    | Loopback
+                    | EventLost
+            ),
         }
     }
 }
@@ -136,7 +257,25 @@ impl Outcome {
             Self::PublishFailed => "publish_failed",
             Self::NotRedirected => "not_redirected",
             Self::Restored => "restored",
+            Self::Direct => "direct",
+            Self::ProxyDeadPassed => "proxy_dead_passed",
+            Self::ProxyDeadDenied => "proxy_dead_denied",
+            Self::NotRegisteredDenied => "not_registered_denied",
+            Self::QuicRefused => "quic_refused",
+            Self::NotRedirectedDenied => "not_redirected_denied",
+            Self::Ordinary => "ordinary",
+            Self::RawSocket => "raw_socket",
+            Self::RawSocketDenied => "raw_socket_denied",
+            Self::MptcpSocket => "mptcp_socket",
+            Self::MptcpSocketDenied => "mptcp_socket_denied",
+            Self::Loopback => "loopback",
+            Self::EventLost => "event_lost",
         }
+    }
+
+    /// The outcome of a number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        OUTCOMES.get(usize::from(number)).copied()
     }
 }
 

@@ -5,9 +5,11 @@ use core::mem::{align_of, size_of};
 
 use crate::{
     address::{Address, Address4, Address6, Port},
+    event::Event,
     maps::AgentIdentity,
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
+    workload::{WorkloadEntry, WorkloadKey},
 };
 
 /// Sum of the sizes of the named fields; the pattern is exhaustive, so a new field must be named.
@@ -48,8 +50,21 @@ fn structures_have_the_size_and_alignment_of_the_layout_version() {
             "Settings",
             size_of::<Settings>(),
             align_of::<Settings>(),
-            (96, 8),
+            (112, 8),
         ),
+        (
+            "WorkloadKey",
+            size_of::<WorkloadKey>(),
+            align_of::<WorkloadKey>(),
+            (16, 8),
+        ),
+        (
+            "WorkloadEntry",
+            size_of::<WorkloadEntry>(),
+            align_of::<WorkloadEntry>(),
+            (8, 4),
+        ),
+        ("Event", size_of::<Event>(), align_of::<Event>(), (56, 8)),
         (
             "DestinationKey4",
             size_of::<DestinationKey4>(),
@@ -115,6 +130,9 @@ fn structures_have_no_implicit_padding() {
         fields_size!(Settings {
             layout_version,
             failure_policy,
+            outbound_policy,
+            policy_by_workload,
+            heartbeat_limit_ns,
             own_cgroup_id,
             own_netns_cookie,
             loopback4,
@@ -125,6 +143,36 @@ fn structures_have_no_implicit_padding() {
             padding
         }),
         size_of::<Settings>()
+    );
+    assert_eq!(
+        fields_size!(WorkloadKey { id, kind, padding }),
+        size_of::<WorkloadKey>()
+    );
+    assert_eq!(
+        fields_size!(WorkloadEntry {
+            index,
+            redirect_port,
+            outbound_policy,
+            listening
+        }),
+        size_of::<WorkloadEntry>()
+    );
+    assert_eq!(
+        fields_size!(Event {
+            time_ns,
+            cgroup_id,
+            netns_cookie,
+            pid,
+            interface,
+            address,
+            port,
+            protocol,
+            kind,
+            program,
+            outcome,
+            padding
+        }),
+        size_of::<Event>()
     );
     assert_eq!(
         fields_size!(DestinationKey4 {

@@ -13,6 +13,9 @@
 //! - [`original_dst::SocketRecord`]: `connect4`/`connect6` write; sock_ops and getpeername read.
 //! - [`original_dst::OriginalDstKey`]/[`original_dst::OriginalDst`]: sock_ops writes; the proxy
 //!   takes the entry out when it accepts.
+//! - [`workload::WorkloadKey`]/[`workload::WorkloadEntry`]: the agent writes, every program that
+//!   decides reads.
+//! - [`event::Event`]: programs write, the agent reads, in the order of writing.
 //! - [`counters`]: every program writes, metrics read.
 //! - [`maps::AgentIdentity`]: the agent asks, the identity program answers.
 //!
@@ -22,9 +25,12 @@
 
 pub mod address;
 pub mod counters;
+pub mod event;
 pub mod maps;
 pub mod original_dst;
+pub mod packet;
 pub mod redirect;
+pub mod workload;
 
 #[cfg(test)]
 mod layout_tests;

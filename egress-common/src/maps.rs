@@ -4,7 +4,7 @@
 //! The maps themselves are defined in egress-ebpf's `maps.rs`; a map's pin carries its name.
 
 /// Version of everything in this crate that lies in maps; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Array of one [`crate::redirect::Settings`].
 pub const SETTINGS: &str = "SETTINGS";
@@ -22,12 +22,24 @@ pub const SOCKETS: &str = "SOCKETS";
 pub const ORIGINAL_DST: &str = "ORIGINAL_DST";
 /// Per-CPU array of u64, indexed by [`crate::counters::slot`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Array of one u64: when the agent was last alive, CLOCK_MONOTONIC in nanoseconds.
+pub const HEARTBEAT: &str = "HEARTBEAT";
+/// Hash [`crate::workload::WorkloadKey`] → [`crate::workload::WorkloadEntry`].
+pub const WORKLOADS: &str = "WORKLOADS";
+/// LRU hash [`crate::workload::WorkloadKey`] → CLOCK_MONOTONIC in nanoseconds: when a workload that
+/// the agent does not know was last reported.
+pub const SIGHTINGS: &str = "SIGHTINGS";
+/// Ring buffer of [`crate::event::Event`].
+pub const EVENTS: &str = "EVENTS";
 /// Array of one [`AgentIdentity`].
 pub const AGENT_IDENTITY: &str = "AGENT_IDENTITY";
 
 /// Every map, in the order of their definition.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 13] = [
     SETTINGS,
+    HEARTBEAT,
+    WORKLOADS,
+    SIGHTINGS,
     DESTINATIONS4,
     DESTINATIONS6,
     DESTINATION_CIDRS4,
@@ -35,6 +47,7 @@ pub const ALL: [&str; 9] = [
     SOCKETS,
     ORIGINAL_DST,
     COUNTERS,
+    EVENTS,
     AGENT_IDENTITY,
 ];
 
@@ -46,6 +59,15 @@ pub const DESTINATIONS6_CAPACITY: usize = 65_536;
 pub const DESTINATION_CIDRS_CAPACITY: usize = 16_384;
 /// Capacity of `ORIGINAL_DST`: connections between their SYN and the proxy's accept.
 pub const ORIGINAL_DST_CAPACITY: usize = 65_536;
+
+/// Capacity of `WORKLOADS`: pods, their cgroups and cables, and cgroups of host processes.
+pub const WORKLOADS_CAPACITY: usize = 16_384;
+/// Capacity of `SIGHTINGS`.
+pub const SIGHTINGS_CAPACITY: usize = 1_024;
+/// Shortest time between two reports of one workload, nanoseconds.
+pub const SIGHTING_INTERVAL_NS: u64 = 50_000_000;
+/// Size of `EVENTS`, bytes.
+pub const EVENTS_SIZE: usize = 256 << 10;
 
 /// How the agent learns who it is from the kernel, without reading paths that lie inside cgroup
 /// namespaces: it writes the cookie of a socket of its own, connects that socket, and the

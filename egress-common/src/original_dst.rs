@@ -54,6 +54,29 @@ pub struct OriginalDst {
     pub decided_at_ns: u64,
 }
 
+impl SocketRecord {
+    /// On a socket that the failure policy let go: nowhere redirected, and approved.
+    pub const APPROVED: Self = Self {
+        original: OriginalDst {
+            address: Address::NONE,
+            port: Port::new(0),
+            padding: [0; 6],
+            cgroup_id: 0,
+            netns_cookie: 0,
+            decided_at_ns: 0,
+        },
+        redirect_address: Address::NONE,
+        redirect_port: Port::new(0),
+        padding: [0; 6],
+    };
+
+    /// Whether it is [`Self::APPROVED`].
+    #[inline(always)]
+    pub fn is_approved(&self) -> bool {
+        !self.redirect_address.is_some()
+    }
+}
+
 impl OriginalDstKey {
     /// The one rule for the key: both sides call it.
     #[inline(always)]

@@ -7,22 +7,39 @@ use crate::{
     address::{Address, Address4, Address6, Port},
     counters::Outcome,
     maps::LAYOUT_VERSION,
+    packet::Packet,
+    workload::{WorkloadEntry, WorkloadKey},
 };
 
 /// IPPROTO_TCP.
 pub const TCP: u8 = 6;
+/// IPPROTO_UDP.
+pub const UDP: u8 = 17;
+/// A CIDR key with this protocol speaks for every protocol.
+pub const ANY_PROTOCOL: u8 = 0;
 /// [`Settings::failure_policy`]: leave the connection alone.
 pub const FAILURE_POLICY_OPEN: u32 = 0;
 /// [`Settings::failure_policy`]: refuse the connection.
 pub const FAILURE_POLICY_CLOSED: u32 = 1;
+/// [`Settings::outbound_policy`], and of a workload: what is not registered is left alone.
+pub const OUTBOUND_ALLOW_ANY: u32 = 1;
+/// [`Settings::outbound_policy`], and of a workload: what is not registered is refused.
+pub const OUTBOUND_REGISTRY_ONLY: u32 = 2;
+/// [`Destination::action`] of [`Destination::UNKNOWN`]; never in a map.
+pub const ACTION_UNKNOWN: u8 = 0;
 /// [`Destination::action`]: leave the socket alone (internal ranges).
 pub const ACTION_PASS: u8 = 1;
 /// [`Destination::action`]: send the socket to the proxy (registered destinations).
 pub const ACTION_REDIRECT: u8 = 2;
+/// [`Destination::action`]: registered, and left alone (UDP ports, resolvers).
+pub const ACTION_DIRECT: u8 = 3;
+/// [`Destination::action`]: refuse, so that HTTP/3 clients fall back to TCP, which is captured.
+pub const ACTION_REFUSE_QUIC: u8 = 4;
 /// Bits of a CIDR key that stand before the address: port, protocol and a zero octet.
 pub const CIDR_FIXED_BITS: u32 = 32;
 
-/// The one element of `SETTINGS`. Written once at start, before any program is attached.
+/// The one element of `SETTINGS`. Written at start, before any program is attached, and again when
+/// the outbound policy changes; the other fields stay as they are while programs are attached.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settings {
@@ -30,19 +47,26 @@ pub struct Settings {
     pub layout_version: u32,
     /// `FAILURE_POLICY_*`: what happens to a registered destination that cannot be redirected.
     pub failure_policy: u32,
+    /// `OUTBOUND_*`: what happens to external destinations that are not registered.
+    pub outbound_policy: u32,
+    /// 1: some workload has another outbound policy, so `WORKLOADS` must be asked.
+    pub policy_by_workload: u32,
+    /// Age of `HEARTBEAT` from which the proxy counts as dead, nanoseconds; 0: never.
+    pub heartbeat_limit_ns: u64,
     /// cgroup id of the agent, as the kernel told it.
     pub own_cgroup_id: u64,
     /// Cookie of the agent's network namespace, as the kernel told it.
     pub own_netns_cookie: u64,
-    /// Loopback redirect address for IPv4; for sockets in the agent's network namespace only.
+    /// Loopback redirect address for IPv4; for sockets in the agent's network namespace, and in a
+    /// pod's when `WORKLOADS` says that the proxy listens there.
     pub loopback4: Address,
-    /// Loopback redirect address for IPv6; for sockets in the agent's network namespace only.
+    /// Loopback redirect address for IPv6; as `loopback4`.
     pub loopback6: Address,
     /// Redirect address for IPv4 that any network namespace may use.
     pub node4: Address,
     /// Redirect address for IPv6 that any network namespace may use.
     pub node6: Address,
-    /// The proxy's port.
+    /// The proxy's port in the agent's network namespace.
     pub redirect_port: Port,
     /// Zero.
     pub padding: [u8; 6],
@@ -82,7 +106,7 @@ pub struct DestinationKey6 {
 pub struct CidrKey4 {
     /// Destination port; 0: any port.
     pub port: Port,
-    /// IP protocol number.
+    /// IP protocol number; 0: any protocol.
     pub protocol: u8,
     /// Zero.
     pub padding: u8,
@@ -96,7 +120,7 @@ pub struct CidrKey4 {
 pub struct CidrKey6 {
     /// Destination port; 0: any port.
     pub port: Port,
-    /// IP protocol number.
+    /// IP protocol number; 0: any protocol.
     pub protocol: u8,
     /// Zero.
     pub padding: u8,
@@ -115,7 +139,7 @@ pub struct Destination {
     pub address_bits: u8,
 }
 
-/// Who calls connect(): both read in the kernel, never taken from the packet.
+/// Who runs a system call: both read in the kernel, never taken from the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// cgroup id of the current task.
@@ -133,15 +157,44 @@ pub enum Reach {
     V6,
 }
 
-/// What to do with a connect().
+/// One connect() or sendmsg(), as far as the decision needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// Who.
+    pub caller: Caller,
+    /// What `WORKLOADS` says of the caller; [`WorkloadEntry::UNKNOWN`] when it was not asked.
+    pub workload: WorkloadEntry,
+    /// IP protocol number; subflows of MPTCP count as TCP.
+    pub protocol: u8,
+    /// Family of the destination.
+    pub reach: Reach,
+    /// Whether the socket is bound to a device (SO_BINDTODEVICE), which loopback cannot serve.
+    pub bound_to_device: bool,
+    /// Whether the heartbeat is fresh.
+    pub proxy_alive: bool,
+}
+
+/// What to do with a connect() or sendmsg().
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// Leave it alone; count the outcome.
     Pass(Outcome),
-    /// Record, then send it to this address on the redirect port.
-    Redirect(Address),
+    /// Leave a registered destination alone although it should be redirected (failure policy
+    /// open): the packets of this socket are approved.
+    PassApproved(Outcome),
+    /// Record, then send it to this address and port.
+    Redirect(Address, Port),
     /// Refuse with EPERM; count the outcome.
     Deny(Outcome),
+}
+
+/// What to do with a packet that reached the backstop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let it go; count the outcome.
+    Pass(Outcome),
+    /// Drop it; count the outcome.
+    Drop(Outcome),
 }
 
 impl Settings {
@@ -160,26 +213,66 @@ impl Settings {
             && caller.netns_cookie == self.own_netns_cookie
     }
 
-    /// The address under which the caller's network namespace reaches the proxy. The loopback
-    /// address is preferred where it leads to the proxy: in the agent's own namespace. A native
-    /// IPv6 socket takes the IPv4 address in its mapped form when there is no IPv6 one; a
-    /// socket with IPV6_V6ONLY then fails with ENETUNREACH.
+    /// Whether unregistered destinations are refused for this workload.
     #[inline(always)]
-    pub fn redirect_address(&self, caller: Caller, reach: Reach) -> Option<Address> {
-        let here = caller.netns_cookie == self.own_netns_cookie;
+    pub fn is_registry_only(&self, workload: WorkloadEntry) -> bool {
+        let own = workload.outbound_policy as u32;
+        let policy = if self.policy_by_workload != 0 && own != 0 {
+            own
+        } else {
+            self.outbound_policy
+        };
+        policy == OUTBOUND_REGISTRY_ONLY
+    }
+
+    /// Whether `WORKLOADS` has to be asked for the caller: for its listener, or for its policy.
+    #[inline(always)]
+    pub fn depends_on_workload(&self, caller: Caller) -> bool {
+        self.policy_by_workload != 0 || caller.netns_cookie != self.own_netns_cookie
+    }
+
+    /// The key of the caller in `WORKLOADS`.
+    #[inline(always)]
+    pub fn workload_key(&self, caller: Caller) -> WorkloadKey {
+        if caller.netns_cookie == self.own_netns_cookie {
+            WorkloadKey::cgroup(caller.cgroup_id)
+        } else {
+            WorkloadKey::netns(caller.netns_cookie)
+        }
+    }
+
+    /// The address and port under which the caller's network namespace reaches the proxy. Loopback
+    /// is preferred where it leads to the proxy: in the agent's own namespace, and where the agent
+    /// opened a listener. A native IPv6 socket takes the IPv4 address in its mapped form when there
+    /// is no IPv6 one; a socket with IPV6_V6ONLY then fails with ENETUNREACH.
+    #[inline(always)]
+    pub fn redirect_address(&self, attempt: Attempt) -> Option<(Address, Port)> {
+        let here = attempt.caller.netns_cookie == self.own_netns_cookie;
+        let workload = attempt.workload;
+        let (loopback4, loopback6, port) = if attempt.bound_to_device {
+            (Address::NONE, Address::NONE, self.redirect_port)
+        } else if here {
+            (self.loopback4, self.loopback6, self.redirect_port)
+        } else {
+            (
+                workload.loopback4(),
+                workload.loopback6(),
+                workload.redirect_port,
+            )
+        };
         let first_of = |loopback: Address, node: Address| {
-            if here && loopback.is_some() {
-                Some(loopback)
+            if loopback.is_some() {
+                Some((loopback, port))
             } else if node.is_some() {
-                Some(node)
+                Some((node, self.redirect_port))
             } else {
                 None
             }
         };
-        let v4 = || first_of(self.loopback4, self.node4);
-        match reach {
+        let v4 = || first_of(loopback4, self.node4);
+        match attempt.reach {
             Reach::V4 => v4(),
-            Reach::V6 => first_of(self.loopback6, self.node6).or_else(v4),
+            Reach::V6 => first_of(loopback6, self.node6).or_else(v4),
         }
     }
 
@@ -187,7 +280,7 @@ impl Settings {
     #[inline(always)]
     pub fn failed(&self, passed: Outcome, denied: Outcome) -> Decision {
         if self.failure_policy == FAILURE_POLICY_OPEN {
-            Decision::Pass(passed)
+            Decision::PassApproved(passed)
         } else {
             Decision::Deny(denied)
         }
@@ -195,19 +288,45 @@ impl Settings {
 
     /// The decision, once the tables have been asked; `found` as from [`strongest`].
     #[inline(always)]
-    pub fn decide(&self, caller: Caller, reach: Reach, found: Option<Destination>) -> Decision {
-        match found {
-            None => Decision::Pass(Outcome::NotRegistered),
-            Some(destination) if destination.action == ACTION_REDIRECT => {
-                match self.redirect_address(caller, reach) {
-                    Some(address) => Decision::Redirect(address),
-                    None => self.failed(
-                        Outcome::NoRedirectAddressPassed,
-                        Outcome::NoRedirectAddressDenied,
-                    ),
-                }
+    pub fn decide(&self, attempt: Attempt, found: Destination) -> Decision {
+        match found.action {
+            ACTION_UNKNOWN if self.is_registry_only(attempt.workload) => {
+                Decision::Deny(Outcome::NotRegisteredDenied)
             }
-            Some(_) => Decision::Pass(Outcome::Internal),
+            ACTION_UNKNOWN if attempt.protocol != TCP => Decision::Pass(Outcome::NotTcp),
+            ACTION_UNKNOWN => Decision::Pass(Outcome::NotRegistered),
+            ACTION_REDIRECT if !attempt.proxy_alive => {
+                self.failed(Outcome::ProxyDeadPassed, Outcome::ProxyDeadDenied)
+            }
+            ACTION_REDIRECT => match self.redirect_address(attempt) {
+                Some((address, port)) => Decision::Redirect(address, port),
+                None => self.failed(
+                    Outcome::NoRedirectAddressPassed,
+                    Outcome::NoRedirectAddressDenied,
+                ),
+            },
+            ACTION_DIRECT => Decision::Pass(Outcome::Direct),
+            ACTION_REFUSE_QUIC => Decision::Deny(Outcome::QuicRefused),
+            _ => Decision::Pass(Outcome::Internal),
+        }
+    }
+
+    /// What becomes of a packet that begins a flow, when unregistered destinations are refused:
+    /// only what connect() and sendmsg() would have let go. `approved`: its socket was let go by the
+    /// failure policy, or cannot be seen and the policy is open.
+    #[inline(always)]
+    pub fn admit(&self, packet: Packet, found: Destination, approved: bool) -> Verdict {
+        let to_proxy = packet.port == self.redirect_port
+            && packet.destination.is_some()
+            && (packet.destination == self.node4 || packet.destination == self.node6);
+        match found.action {
+            _ if to_proxy => Verdict::Pass(Outcome::Internal),
+            ACTION_UNKNOWN => Verdict::Drop(Outcome::NotRegisteredDenied),
+            ACTION_REDIRECT if approved => Verdict::Pass(Outcome::Direct),
+            ACTION_REDIRECT => Verdict::Drop(Outcome::NotRedirectedDenied),
+            ACTION_DIRECT => Verdict::Pass(Outcome::Direct),
+            ACTION_REFUSE_QUIC => Verdict::Drop(Outcome::QuicRefused),
+            _ => Verdict::Pass(Outcome::Internal),
         }
     }
 }
@@ -215,50 +334,64 @@ impl Settings {
 /// Which of two CIDR entries speaks for a destination: the longer address prefix; of equal ones
 /// the registered entry, which is the one with the exact port.
 #[inline(always)]
-pub fn strongest(
-    exact_port: Option<Destination>,
-    any_port: Option<Destination>,
-) -> Option<Destination> {
-    match (exact_port, any_port) {
-        (Some(exact), Some(any)) if any.address_bits > exact.address_bits => Some(any),
-        (Some(exact), _) => Some(exact),
-        (None, any) => any,
+pub fn strongest(exact_port: Destination, any_port: Destination) -> Destination {
+    let longer =
+        any_port.action != ACTION_UNKNOWN && any_port.address_bits > exact_port.address_bits;
+    if longer || exact_port.action == ACTION_UNKNOWN {
+        any_port
+    } else {
+        exact_port
+    }
+}
+
+impl Destination {
+    /// What stands for an entry that is not there. (An `Option` would do, but its unset half makes
+    /// the compiler copy registers that the kernel's verifier knows to be unset.)
+    pub const UNKNOWN: Self = Self {
+        action: ACTION_UNKNOWN,
+        address_bits: 0,
+    };
+
+    /// Whether it redirects one address, not a network. Only that speaks for loopback addresses.
+    #[inline(always)]
+    pub const fn is_single_redirect(self) -> bool {
+        self.action == ACTION_REDIRECT && (self.address_bits == 32 || self.address_bits == 128)
     }
 }
 
 impl DestinationKey4 {
-    /// For TCP.
+    /// The key of one address, port and IP protocol.
     #[inline(always)]
-    pub const fn tcp(address: Address4, port: Port) -> Self {
+    pub const fn new(address: Address4, port: Port, protocol: u8) -> Self {
         Self {
             address,
             port,
-            protocol: TCP,
+            protocol,
             padding: 0,
         }
     }
 }
 
 impl DestinationKey6 {
-    /// For TCP.
+    /// The key of one address, port and IP protocol.
     #[inline(always)]
-    pub const fn tcp(address: Address6, port: Port) -> Self {
+    pub const fn new(address: Address6, port: Port, protocol: u8) -> Self {
         Self {
             address,
             port,
-            protocol: TCP,
+            protocol,
             padding: 0,
         }
     }
 }
 
 impl CidrKey4 {
-    /// For TCP.
+    /// The key of a network on one port and IP protocol; both 0: any.
     #[inline(always)]
-    pub const fn tcp(address: Address4, port: Port) -> Self {
+    pub const fn new(address: Address4, port: Port, protocol: u8) -> Self {
         Self {
             port,
-            protocol: TCP,
+            protocol,
             padding: 0,
             address,
         }
@@ -266,12 +399,12 @@ impl CidrKey4 {
 }
 
 impl CidrKey6 {
-    /// For TCP.
+    /// The key of a network on one port and IP protocol; both 0: any.
     #[inline(always)]
-    pub const fn tcp(address: Address6, port: Port) -> Self {
+    pub const fn new(address: Address6, port: Port, protocol: u8) -> Self {
         Self {
             port,
-            protocol: TCP,
+            protocol,
             padding: 0,
             address,
         }
@@ -303,6 +436,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
+    use crate::workload::{LISTENING4, LISTENING6};
 
     const AGENT: Caller = Caller {
         cgroup_id: 10,
@@ -316,14 +450,12 @@ mod tests {
         cgroup_id: 20,
         netns_cookie: 9,
     };
-    const REGISTERED: Option<Destination> = Some(Destination {
-        action: ACTION_REDIRECT,
-        address_bits: 32,
-    });
-    const INTERNAL: Option<Destination> = Some(Destination {
-        action: ACTION_PASS,
-        address_bits: 8,
-    });
+    const fn found(action: u8) -> Destination {
+        Destination {
+            action,
+            address_bits: 32,
+        }
+    }
 
     fn address(text: &str) -> Address {
         match text {
@@ -337,6 +469,9 @@ mod tests {
         Settings {
             layout_version: LAYOUT_VERSION,
             failure_policy,
+            outbound_policy: OUTBOUND_ALLOW_ANY,
+            policy_by_workload: 0,
+            heartbeat_limit_ns: 0,
             own_cgroup_id: 10,
             own_netns_cookie: 3,
             loopback4: address(redirect[0]),
@@ -348,74 +483,252 @@ mod tests {
         }
     }
 
+    fn attempt(caller: Caller, reach: Reach) -> Attempt {
+        Attempt {
+            caller,
+            workload: WorkloadEntry::UNKNOWN,
+            protocol: TCP,
+            reach,
+            bound_to_device: false,
+            proxy_alive: true,
+        }
+    }
+
+    /// A pod with listeners on another port.
+    fn listening(listening: u8) -> WorkloadEntry {
+        WorkloadEntry {
+            redirect_port: Port::new(15007),
+            listening,
+            ..WorkloadEntry::default()
+        }
+    }
+
     #[test]
     fn redirect_address_is_one_the_caller_can_reach() {
         let loopback = ["127.0.0.1", "::1", "", ""];
         let node = ["", "", "10.0.0.1", "fd00::1"];
         let both = ["127.0.0.1", "::1", "10.0.0.1", "fd00::1"];
         let only4 = ["127.0.0.1", "", "10.0.0.1", ""];
-        for (redirect, caller, reach, expected) in [
-            (loopback, HOST_PROCESS, Reach::V4, "127.0.0.1"),
-            (loopback, HOST_PROCESS, Reach::V6, "::1"),
-            (loopback, POD, Reach::V4, ""),
-            (loopback, POD, Reach::V6, ""),
-            (node, HOST_PROCESS, Reach::V4, "10.0.0.1"),
-            (node, POD, Reach::V6, "fd00::1"),
-            (both, HOST_PROCESS, Reach::V4, "127.0.0.1"),
-            (both, POD, Reach::V4, "10.0.0.1"),
-            (both, POD, Reach::V6, "fd00::1"),
-            (only4, HOST_PROCESS, Reach::V6, "127.0.0.1"),
-            (only4, POD, Reach::V6, "10.0.0.1"),
-            (["", "::1", "", "fd00::1"], POD, Reach::V4, ""),
+        let none = ["", "", "", ""];
+        let (host, pod) = (
+            |reach| attempt(HOST_PROCESS, reach),
+            |reach| attempt(POD, reach),
+        );
+        let in_pod = |reach, families| Attempt {
+            workload: listening(families),
+            ..pod(reach)
+        };
+        let bound = |attempt| Attempt {
+            bound_to_device: true,
+            ..attempt
+        };
+        for (redirect, attempt, expected) in [
+            (loopback, host(Reach::V4), "127.0.0.1:15001"),
+            (loopback, host(Reach::V6), "[::1]:15001"),
+            (loopback, pod(Reach::V4), ""),
+            (loopback, pod(Reach::V6), ""),
+            (node, host(Reach::V4), "10.0.0.1:15001"),
+            (node, pod(Reach::V6), "[fd00::1]:15001"),
+            (both, host(Reach::V4), "127.0.0.1:15001"),
+            (both, pod(Reach::V4), "10.0.0.1:15001"),
+            (both, pod(Reach::V6), "[fd00::1]:15001"),
+            (only4, host(Reach::V6), "127.0.0.1:15001"),
+            (only4, pod(Reach::V6), "10.0.0.1:15001"),
+            (["", "::1", "", "fd00::1"], pod(Reach::V4), ""),
+            // The proxy listens inside the pod.
+            (none, in_pod(Reach::V4, LISTENING4), "127.0.0.1:15007"),
+            (none, in_pod(Reach::V6, LISTENING4), "127.0.0.1:15007"),
+            (
+                none,
+                in_pod(Reach::V6, LISTENING4 | LISTENING6),
+                "[::1]:15007",
+            ),
+            (none, in_pod(Reach::V4, 0), ""),
+            (both, in_pod(Reach::V4, LISTENING4), "127.0.0.1:15007"),
+            (both, in_pod(Reach::V6, LISTENING4), "[fd00::1]:15001"),
+            (both, in_pod(Reach::V4, 0), "10.0.0.1:15001"),
+            // Loopback cannot serve a socket that is bound to a device.
+            (none, bound(in_pod(Reach::V4, LISTENING4)), ""),
+            (both, bound(in_pod(Reach::V4, LISTENING4)), "10.0.0.1:15001"),
+            (both, bound(host(Reach::V6)), "[fd00::1]:15001"),
+            (loopback, bound(host(Reach::V4)), ""),
         ] {
-            let expected = Some(address(expected)).filter(|found| found.is_some());
-            let settings = settings(redirect, FAILURE_POLICY_CLOSED);
+            let found = settings(redirect, FAILURE_POLICY_CLOSED).redirect_address(attempt);
+            let expected = match expected {
+                "" => None,
+                text => {
+                    let socket: core::net::SocketAddr = text.parse().unwrap();
+                    Some((Address::from(socket.ip()), Port::new(socket.port())))
+                }
+            };
+            assert_eq!(found, expected, "{redirect:?} {attempt:?}");
+        }
+    }
+
+    #[test]
+    fn decision_follows_the_table_and_the_policies() {
+        let (open, closed) = (FAILURE_POLICY_OPEN, FAILURE_POLICY_CLOSED);
+        let (any, only) = (OUTBOUND_ALLOW_ANY, OUTBOUND_REGISTRY_ONLY);
+        let host = attempt(HOST_PROCESS, Reach::V4);
+        let pod = attempt(POD, Reach::V4);
+        let udp = Attempt {
+            protocol: UDP,
+            ..host
+        };
+        let dead = Attempt {
+            proxy_alive: false,
+            ..host
+        };
+        let redirected = Decision::Redirect(address("127.0.0.1"), Port::new(15001));
+        let redirect = found(ACTION_REDIRECT);
+        let none = Destination::UNKNOWN;
+        use Decision::{Deny, Pass, PassApproved};
+        for (attempt, found, failure, outbound, expected) in [
+            (host, redirect, closed, any, redirected),
+            (host, redirect, closed, only, redirected),
+            (host, none, closed, any, Pass(Outcome::NotRegistered)),
+            (udp, none, closed, any, Pass(Outcome::NotTcp)),
+            (host, none, closed, only, Deny(Outcome::NotRegisteredDenied)),
+            (host, none, open, only, Deny(Outcome::NotRegisteredDenied)),
+            (udp, none, closed, only, Deny(Outcome::NotRegisteredDenied)),
+            (
+                host,
+                found(ACTION_PASS),
+                closed,
+                only,
+                Pass(Outcome::Internal),
+            ),
+            (
+                udp,
+                found(ACTION_PASS),
+                closed,
+                only,
+                Pass(Outcome::Internal),
+            ),
+            (
+                udp,
+                found(ACTION_DIRECT),
+                closed,
+                only,
+                Pass(Outcome::Direct),
+            ),
+            (
+                udp,
+                found(ACTION_REFUSE_QUIC),
+                open,
+                any,
+                Deny(Outcome::QuicRefused),
+            ),
+            (
+                pod,
+                redirect,
+                closed,
+                any,
+                Deny(Outcome::NoRedirectAddressDenied),
+            ),
+            (
+                pod,
+                redirect,
+                open,
+                any,
+                PassApproved(Outcome::NoRedirectAddressPassed),
+            ),
+            (dead, redirect, closed, any, Deny(Outcome::ProxyDeadDenied)),
+            (
+                dead,
+                redirect,
+                open,
+                any,
+                PassApproved(Outcome::ProxyDeadPassed),
+            ),
+            (dead, none, closed, any, Pass(Outcome::NotRegistered)),
+        ] {
+            let settings = Settings {
+                outbound_policy: outbound,
+                ..settings(["127.0.0.1", "::1", "", ""], failure)
+            };
+            assert_eq!(settings.decide(attempt, found), expected, "{attempt:?}");
+        }
+    }
+
+    #[test]
+    fn outbound_policy_of_a_workload_counts_only_when_they_differ() {
+        let entry = |policy: u32| WorkloadEntry {
+            outbound_policy: u8::try_from(policy).unwrap(),
+            ..WorkloadEntry::default()
+        };
+        let unknown = WorkloadEntry::UNKNOWN;
+
+        let (any, only) = (OUTBOUND_ALLOW_ANY, OUTBOUND_REGISTRY_ONLY);
+        for (default, differ, workload, refused) in [
+            (any, 0, unknown, false),
+            (only, 0, unknown, true),
+            (any, 0, entry(only), false),
+            (any, 1, entry(only), true),
+            (only, 1, entry(any), false),
+            (only, 1, entry(0), true),
+            (only, 1, unknown, true),
+        ] {
+            let settings = Settings {
+                outbound_policy: default,
+                policy_by_workload: differ,
+                ..settings(["", "", "", ""], FAILURE_POLICY_CLOSED)
+            };
             assert_eq!(
-                settings.redirect_address(caller, reach),
-                expected,
-                "{redirect:?} {caller:?} {reach:?}"
+                settings.is_registry_only(workload),
+                refused,
+                "{default} {differ} {workload:?}"
             );
         }
     }
 
     #[test]
-    fn decision_follows_the_table_and_the_failure_policy() {
-        let here = ["127.0.0.1", "::1", "", ""];
-        let closed = FAILURE_POLICY_CLOSED;
-        let open = FAILURE_POLICY_OPEN;
-        let to_loopback = Decision::Redirect(address("127.0.0.1"));
-        for (caller, found, policy, expected) in [
-            (HOST_PROCESS, REGISTERED, closed, to_loopback),
+    fn backstop_lets_go_what_the_system_calls_would_have_let_go() {
+        let settings = settings(["", "", "10.0.0.1", ""], FAILURE_POLICY_CLOSED);
+        let packet = |to: &str, port| Packet {
+            destination: address(to),
+            port: Port::new(port),
+            protocol: TCP,
+            opening: true,
+        };
+        let out = packet("203.0.113.5", 443);
+        let none = Destination::UNKNOWN;
+        use Verdict::{Drop, Pass};
+        for (packet, found, approved, expected) in [
+            (out, none, false, Drop(Outcome::NotRegisteredDenied)),
+            (out, none, true, Drop(Outcome::NotRegisteredDenied)),
             (
-                HOST_PROCESS,
-                None,
-                closed,
-                Decision::Pass(Outcome::NotRegistered),
+                out,
+                found(ACTION_REDIRECT),
+                false,
+                Drop(Outcome::NotRedirectedDenied),
+            ),
+            (out, found(ACTION_REDIRECT), true, Pass(Outcome::Direct)),
+            (out, found(ACTION_PASS), false, Pass(Outcome::Internal)),
+            (out, found(ACTION_DIRECT), false, Pass(Outcome::Direct)),
+            (
+                out,
+                found(ACTION_REFUSE_QUIC),
+                false,
+                Drop(Outcome::QuicRefused),
             ),
             (
-                HOST_PROCESS,
-                INTERNAL,
-                closed,
-                Decision::Pass(Outcome::Internal),
+                packet("10.0.0.1", 15001),
+                none,
+                false,
+                Pass(Outcome::Internal),
             ),
             (
-                POD,
-                REGISTERED,
-                closed,
-                Decision::Deny(Outcome::NoRedirectAddressDenied),
+                packet("10.0.0.1", 15002),
+                none,
+                false,
+                Drop(Outcome::NotRegisteredDenied),
             ),
-            (
-                POD,
-                REGISTERED,
-                open,
-                Decision::Pass(Outcome::NoRedirectAddressPassed),
-            ),
-            (POD, None, closed, Decision::Pass(Outcome::NotRegistered)),
         ] {
             assert_eq!(
-                settings(here, policy).decide(caller, Reach::V4, found),
+                settings.admit(packet, found, approved),
                 expected,
-                "{caller:?} {found:?}"
+                "{packet:?} {found:?}"
             );
         }
     }
@@ -447,22 +760,19 @@ mod tests {
 
     #[test]
     fn longest_prefix_wins_and_the_registered_entry_wins_ties() {
-        let redirect = |address_bits| {
-            Some(Destination {
-                action: ACTION_REDIRECT,
-                address_bits,
-            })
+        let redirect = |address_bits| Destination {
+            action: ACTION_REDIRECT,
+            address_bits,
         };
-        let pass = |address_bits| {
-            Some(Destination {
-                action: ACTION_PASS,
-                address_bits,
-            })
+        let pass = |address_bits| Destination {
+            action: ACTION_PASS,
+            address_bits,
         };
+        let none = Destination::UNKNOWN;
         for (exact_port, any_port, expected) in [
-            (None, None, None),
-            (redirect(0), None, redirect(0)),
-            (None, pass(8), pass(8)),
+            (none, none, none),
+            (redirect(0), none, redirect(0)),
+            (none, pass(8), pass(8)),
             (redirect(0), pass(8), pass(8)),
             (redirect(8), pass(8), redirect(8)),
             (redirect(24), pass(8), redirect(24)),

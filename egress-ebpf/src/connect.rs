@@ -1,64 +1,54 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! One path for connect4 and connect6: read the destination, decide, record, rewrite.
+//! One path for connect and sendmsg, IPv4 and IPv6: read the destination, decide, record, rewrite.
 //!
 //! A v4-mapped IPv6 destination is an IPv4 destination. Recording comes before rewriting: a
 //! connection whose original destination is not known must not reach the proxy.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_ns, programs::SockAddrContext};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::SockAddrContext};
 use egress_common::{
-    address::{Address, Address4, Address6, Port},
+    address::{Address, Address4, Port},
     counters::{Outcome, Program},
+    event::Event,
     original_dst::{OriginalDst, SocketRecord},
-    redirect::{
-        CIDR_FIXED_BITS, Caller, CidrKey4, CidrKey6, Decision, Destination, DestinationKey4,
-        DestinationKey6, Reach, Settings, strongest,
-    },
+    redirect::{Attempt, Caller, Decision, Destination, Reach, Settings},
+    workload::WorkloadEntry,
 };
 
-use crate::{context, counters::count, maps, original_dst};
+use crate::{context, counters::count, destination, event, maps, original_dst};
 
-/// Return values of the programs: connect() goes on, or fails with EPERM.
+/// Return values of the programs: the system call goes on, or fails with EPERM.
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
-/// A CIDR entry with this port speaks for every port.
-const ANY_PORT: Port = Port::new(0);
 
-/// `egress_connect4`.
+/// `egress_connect4` and `egress_sendmsg4`.
 #[inline(always)]
-pub fn connect4(ctx: &SockAddrContext) -> i32 {
-    let program = Program::Connect4;
-    run(ctx, program, || {
+pub fn ipv4(ctx: &SockAddrContext, program: Program) -> i32 {
+    run(ctx, program, |protocol| {
         let address = context::user_address4(ctx);
         let port = context::user_port(ctx);
-        (Address::from_v4(address), port, lookup4(address, port))
+        let found = destination::find4(address, port, protocol);
+        (Address::from_v4(address), port, found)
     })
 }
 
-/// `egress_connect6`.
+/// `egress_connect6` and `egress_sendmsg6`.
 #[inline(always)]
-pub fn connect6(ctx: &SockAddrContext) -> i32 {
-    let program = Program::Connect6;
-    run(ctx, program, || {
-        let address = context::user_address6(ctx);
+pub fn ipv6(ctx: &SockAddrContext, program: Program) -> i32 {
+    run(ctx, program, |protocol| {
+        let address = Address::from_v6(context::user_address6(ctx));
         let port = context::user_port(ctx);
-        let found = match address.to_v4() {
-            Some(v4) => lookup4(v4, port),
-            None => lookup6(address, port),
-        };
-        (Address::from_v6(address), port, found)
+        let found = destination::find(address, port, protocol);
+        (address, port, found)
     })
 }
 
-/// The shared path; `destination` reads the context and asks the tables.
+/// The shared path; `destination` reads the context and asks the tables for an IP protocol.
 #[inline(always)]
 fn run(
     ctx: &SockAddrContext,
     program: Program,
-    destination: impl FnOnce() -> (Address, Port, Option<Destination>),
+    destination: impl FnOnce(u8) -> (Address, Port, Destination),
 ) -> i32 {
-    if !context::is_tcp(ctx) {
-        return pass(program, Outcome::NotTcp);
-    }
     let Some(settings) = maps::SETTINGS
         .get(0)
         .filter(|settings| settings.is_configured())
@@ -69,32 +59,58 @@ fn run(
     if settings.is_own(caller) {
         return pass(program, Outcome::OwnTraffic);
     }
-    let (address, port, found) = destination();
-    let reach = match address.to_v4() {
-        Some(_) => Reach::V4,
-        None => Reach::V6,
+    let protocol = context::protocol(ctx);
+    let (address, port, found) = destination(protocol);
+    let is_local = address.is_loopback() || address.is_unspecified();
+    let decision = if is_local && !found.is_single_redirect() {
+        Decision::Pass(Outcome::Internal)
+    } else {
+        let reach = match address.to_v4() {
+            Some(_) => Reach::V4,
+            None => Reach::V6,
+        };
+        let workload = if settings.depends_on_workload(caller) {
+            maps::workload(settings.workload_key(caller))
+        } else {
+            WorkloadEntry::UNKNOWN
+        };
+        let attempt = Attempt {
+            caller,
+            workload,
+            protocol,
+            reach,
+            bound_to_device: context::is_bound_to_device(ctx),
+            proxy_alive: is_proxy_alive(settings),
+        };
+        settings.decide(attempt, found)
     };
-    match settings.decide(caller, reach, found) {
+    match decision {
         Decision::Pass(outcome) => {
-            original_dst::forget(ctx);
+            if is_connect(program) {
+                original_dst::forget(ctx);
+            }
             pass(program, outcome)
         }
-        Decision::Deny(outcome) => {
-            count(program, outcome);
-            REFUSE
+        Decision::PassApproved(outcome) => {
+            // Without the record the backstop drops the packets, if it is in force.
+            let _ = original_dst::record(ctx, SocketRecord::APPROVED);
+            pass(program, outcome)
         }
-        Decision::Redirect(to) => redirect(ctx, program, settings, caller, (address, port), to),
+        Decision::Deny(outcome) => deny(program, outcome, caller, (address, port, protocol)),
+        Decision::Redirect(..) if !is_connect(program) => pass(program, Outcome::Direct),
+        Decision::Redirect(to, to_port) => {
+            let original = (address, port);
+            redirect(ctx, (program, settings, caller), original, (to, to_port))
+        }
     }
 }
 
 #[inline(always)]
 fn redirect(
     ctx: &SockAddrContext,
-    program: Program,
-    settings: &Settings,
-    caller: Caller,
+    (program, settings, caller): (Program, &Settings, Caller),
     original: (Address, Port),
-    to: Address,
+    to: (Address, Port),
 ) -> i32 {
     let record = SocketRecord {
         original: OriginalDst {
@@ -106,30 +122,43 @@ fn redirect(
             // SAFETY: allowed in every program.
             decided_at_ns: unsafe { bpf_ktime_get_ns() },
         },
-        redirect_address: to,
-        redirect_port: settings.redirect_port,
+        redirect_address: to.0,
+        redirect_port: to.1,
         padding: [0; 6],
     };
     if !original_dst::record(ctx, record) {
         let failed = settings.failed(Outcome::RecordFailedPassed, Outcome::RecordFailedDenied);
         return match failed {
+            Decision::Pass(outcome) | Decision::PassApproved(outcome) => pass(program, outcome),
             Decision::Deny(outcome) => {
-                count(program, outcome);
-                REFUSE
+                let (address, port) = original;
+                deny(program, outcome, caller, (address, port, context::TCP))
             }
-            Decision::Pass(outcome) => pass(program, outcome),
-            Decision::Redirect(_) => REFUSE,
+            Decision::Redirect(..) => REFUSE,
         };
     }
     match program {
         Program::Connect4 => {
-            let [.., a, b, c, d] = to.octets;
+            let [.., a, b, c, d] = to.0.octets;
             let octets = [a, b, c, d];
-            context::set_user4(ctx, Address4 { octets }, settings.redirect_port);
+            context::set_user4(ctx, Address4 { octets }, to.1);
         }
-        _ => context::set_user6(ctx, to, settings.redirect_port),
+        _ => context::set_user6(ctx, to.0, to.1),
     }
     pass(program, Outcome::Redirected)
+}
+
+#[inline(always)]
+fn deny(program: Program, outcome: Outcome, caller: Caller, to: (Address, Port, u8)) -> i32 {
+    let (address, port, protocol) = to;
+    let to = Event {
+        address,
+        port,
+        protocol,
+        ..Event::default()
+    };
+    event::denied(program, outcome, caller, to);
+    REFUSE
 }
 
 #[inline(always)]
@@ -139,27 +168,19 @@ fn pass(program: Program, outcome: Outcome) -> i32 {
 }
 
 #[inline(always)]
-fn lookup4(address: Address4, port: Port) -> Option<Destination> {
-    // SAFETY: values are two independent octets; a concurrent update of the agent is harmless.
-    if let Some(exact) = unsafe { maps::DESTINATIONS4.get(DestinationKey4::tcp(address, port)) } {
-        return Some(*exact);
-    }
-    let cidr = |port| {
-        let key = Key::new(CIDR_FIXED_BITS + 32, CidrKey4::tcp(address, port));
-        maps::DESTINATION_CIDRS4.get(&key).copied()
-    };
-    strongest(cidr(port), cidr(ANY_PORT))
+fn is_connect(program: Program) -> bool {
+    matches!(program, Program::Connect4 | Program::Connect6)
 }
 
+/// Whether the agent has shown itself within the limit.
 #[inline(always)]
-fn lookup6(address: Address6, port: Port) -> Option<Destination> {
-    // SAFETY: as in lookup4.
-    if let Some(exact) = unsafe { maps::DESTINATIONS6.get(DestinationKey6::tcp(address, port)) } {
-        return Some(*exact);
+fn is_proxy_alive(settings: &Settings) -> bool {
+    if settings.heartbeat_limit_ns == 0 {
+        return true;
     }
-    let cidr = |port| {
-        let key = Key::new(CIDR_FIXED_BITS + 128, CidrKey6::tcp(address, port));
-        maps::DESTINATION_CIDRS6.get(&key).copied()
-    };
-    strongest(cidr(port), cidr(ANY_PORT))
+    let last = maps::HEARTBEAT.get(0).copied().unwrap_or_default();
+    // SAFETY: allowed in every program.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // A beat of another CPU may lie ahead of this reading.
+    now.saturating_sub(last) < settings.heartbeat_limit_ns
 }

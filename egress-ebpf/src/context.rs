@@ -6,31 +6,179 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
-    programs::{SockAddrContext, SockOpsContext},
+    EbpfContext,
+    bindings::{__sk_buff, bpf_sock},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock,
+        bpf_skb_cgroup_id, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+    },
+    programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
+pub use egress_common::redirect::TCP;
 use egress_common::{
     address::{Address, Address4, Address6, Port},
-    redirect::{Caller, TCP},
+    packet::{HEADER4, HEADER6, Packet},
+    redirect::Caller,
 };
 
-const SOCK_STREAM: u32 = 1;
+/// Socket type of raw sockets.
+pub const SOCK_RAW: u32 = 3;
 const AF_INET: u32 = 2;
 /// IPPROTO_MPTCP (Linux 5.6): a stream socket whose subflows are TCP.
-const MPTCP: u32 = 262;
+pub const MPTCP: u32 = 262;
+/// Where bpf_skb_load_bytes_relative counts from: the network header (uapi bpf.h).
+const BPF_HDR_START_NET: u32 = 1;
+/// IP versions.
+const IPV4: u8 = 4;
+const IPV6: u8 = 6;
 
-/// Whether the socket carries TCP, MPTCP included.
+/// IP protocol number of the socket; TCP for MPTCP.
 #[inline(always)]
-pub fn is_tcp(ctx: &SockAddrContext) -> bool {
+pub fn protocol(ctx: &SockAddrContext) -> u8 {
     // SAFETY: the context is valid for the run of the program.
-    let (kind, protocol) = unsafe {
+    let protocol = unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).protocol) };
+    if protocol == MPTCP {
+        TCP
+    } else {
+        protocol as u8
+    }
+}
+
+/// Whether SO_BINDTODEVICE or SO_BINDTOIFINDEX is set.
+#[inline(always)]
+pub fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid for the run of the program, and so is its socket.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        !socket.is_null() && ptr::read_volatile(&raw const (*socket).bound_dev_if) != 0
+    }
+}
+
+/// Who makes a socket. Helpers: Linux 4.18 and 5.7.
+#[inline(always)]
+pub fn socket_caller(ctx: &SockContext) -> Caller {
+    // SAFETY: both helpers are allowed in these programs; the context is the program's own.
+    unsafe {
+        Caller {
+            cgroup_id: bpf_get_current_cgroup_id(),
+            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
+        }
+    }
+}
+
+/// Type and protocol of a new socket, as passed to socket(2).
+#[inline(always)]
+pub fn socket_kind(ctx: &SockContext) -> (u32, u32) {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe {
         (
-            ptr::read_volatile(&raw const (*ctx.sock_addr).type_),
-            ptr::read_volatile(&raw const (*ctx.sock_addr).protocol),
+            ptr::read_volatile(&raw const (*ctx.sock).type_),
+            ptr::read_volatile(&raw const (*ctx.sock).protocol),
+        )
+    }
+}
+
+/// cgroup id of the packet's socket. Linux 4.18.
+#[inline(always)]
+pub fn skb_cgroup_id(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: allowed in cgroup_skb; the context is the program's own.
+    unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }
+}
+
+/// The packet's socket; null when there is no full one.
+#[inline(always)]
+pub fn skb_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid for the run of the program; the helper takes what it holds
+    // once it is known not to be null (Linux 5.1).
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            socket
+        } else {
+            bpf_sk_fullsock(socket)
+        }
+    }
+}
+
+/// Whether a raw socket sends the packet: it may then hold anything.
+#[inline(always)]
+pub fn skb_is_from_raw_socket(ctx: &SkBuffContext) -> bool {
+    let socket = skb_socket(ctx);
+    // SAFETY: a full socket, alive while the program runs.
+    !socket.is_null() && unsafe { ptr::read_volatile(&raw const (*socket).type_) } == SOCK_RAW
+}
+
+/// The packet of a cgroup_skb run, which begins with its IP header; `None` when it is none.
+#[inline(always)]
+pub fn skb_packet(ctx: &SkBuffContext) -> Option<Packet> {
+    let skb = ctx.skb.skb;
+    let load = |offset| load_bytes::<4>(skb, offset);
+    match load(0)?[0] >> 4 {
+        IPV4 => Some(Packet::v4(load_bytes::<HEADER4>(skb, 0)?, load)),
+        IPV6 => Some(Packet::v6(load_bytes::<HEADER6>(skb, 0)?, load)),
+        _ => None,
+    }
+}
+
+/// The IPv4 packet of a tc run. A frame whose header cannot be read counts as beginning a flow to
+/// nowhere.
+#[inline(always)]
+pub fn tc_packet4(ctx: &TcContext) -> Option<Packet> {
+    let skb = ctx.skb.skb;
+    match load_relative::<HEADER4>(skb, 0) {
+        Some(header) => Some(Packet::v4(header, |offset| load_relative::<4>(skb, offset))),
+        None => Some(Packet::opaque(Address::NONE, 0)),
+    }
+}
+
+/// The IPv6 packet of a tc run; as [`tc_packet4`].
+#[inline(always)]
+pub fn tc_packet6(ctx: &TcContext) -> Option<Packet> {
+    let skb = ctx.skb.skb;
+    match load_relative::<HEADER6>(skb, 0) {
+        Some(header) => Some(Packet::v6(header, |offset| load_relative::<4>(skb, offset))),
+        None => Some(Packet::opaque(Address::NONE, 0)),
+    }
+}
+
+/// Index of the interface that the frame came in by.
+#[inline(always)]
+pub fn tc_interface(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
+}
+
+/// Ethernet type in network byte order.
+#[inline(always)]
+pub fn tc_protocol(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).protocol) }
+}
+
+#[inline(always)]
+fn load_bytes<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    let mut octets = [0; N];
+    // SAFETY: the helper writes N octets, or fails.
+    let result =
+        unsafe { bpf_skb_load_bytes(skb.cast(), offset, octets.as_mut_ptr().cast(), N as u32) };
+    (result == 0).then_some(octets)
+}
+
+/// From the network header, whatever stands before it.
+#[inline(always)]
+fn load_relative<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    let mut octets = [0; N];
+    // SAFETY: as above.
+    let result = unsafe {
+        bpf_skb_load_bytes_relative(
+            skb.cast(),
+            offset,
+            octets.as_mut_ptr().cast(),
+            N as u32,
+            BPF_HDR_START_NET,
         )
     };
-    kind == SOCK_STREAM && (protocol == u32::from(TCP) || protocol == MPTCP)
+    (result == 0).then_some(octets)
 }
 
 /// Who runs this program. Helpers: Linux 4.18 and 5.7.

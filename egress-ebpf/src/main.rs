@@ -7,29 +7,65 @@
 #![no_std]
 #![no_main]
 
+mod backstop;
 mod connect;
 mod context;
 mod counters;
+mod destination;
+mod event;
 mod identity;
 mod maps;
 mod original_dst;
 mod peer_name;
+mod sock_create;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, sock_ops},
-    programs::{SockAddrContext, SockOpsContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
+    programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
+use egress_common::counters::Program;
 
-/// IPv4 sockets: redirect TCP to the proxy when the destination is registered.
+/// IPv4 sockets: redirect TCP to the proxy when the destination is registered, refuse what the
+/// outbound policy refuses.
 #[cgroup_sock_addr(connect4)]
 pub fn egress_connect4(ctx: SockAddrContext) -> i32 {
-    connect::connect4(&ctx)
+    connect::ipv4(&ctx, Program::Connect4)
 }
 
 /// IPv6 sockets, v4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub fn egress_connect6(ctx: SockAddrContext) -> i32 {
-    connect::connect6(&ctx)
+    connect::ipv6(&ctx, Program::Connect6)
+}
+
+/// Datagrams of unconnected IPv4 sockets: refuse what the outbound policy refuses.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn egress_sendmsg4(ctx: SockAddrContext) -> i32 {
+    connect::ipv4(&ctx, Program::SendMsg4)
+}
+
+/// Datagrams of unconnected IPv6 sockets.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn egress_sendmsg6(ctx: SockAddrContext) -> i32 {
+    connect::ipv6(&ctx, Program::SendMsg6)
+}
+
+/// Refuses raw sockets and MPTCP under REGISTRY_ONLY; makes new workloads known.
+#[cgroup_sock(sock_create)]
+pub fn egress_sock_create(ctx: SockContext) -> i32 {
+    sock_create::sock_create(&ctx)
+}
+
+/// Backstop under REGISTRY_ONLY: packets of the captured cgroups' sockets.
+#[cgroup_skb(egress)]
+pub fn egress_skb(ctx: SkBuffContext) -> i32 {
+    backstop::skb(&ctx)
+}
+
+/// Backstop under REGISTRY_ONLY: frames that a pod puts on its cable.
+#[classifier]
+pub fn egress_tc(ctx: TcContext) -> i32 {
+    backstop::tc(&ctx)
 }
 
 /// Publishes the original destination under the connection's tuple.

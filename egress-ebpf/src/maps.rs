@@ -3,17 +3,19 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use egress_common::{
     counters::SLOTS,
+    event::Event,
     maps::{
         AgentIdentity, DESTINATION_CIDRS_CAPACITY, DESTINATIONS4_CAPACITY, DESTINATIONS6_CAPACITY,
-        ORIGINAL_DST_CAPACITY,
+        EVENTS_SIZE, ORIGINAL_DST_CAPACITY, SIGHTINGS_CAPACITY, WORKLOADS_CAPACITY,
     },
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
+    workload::{WorkloadEntry, WorkloadKey},
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -21,6 +23,19 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// One element; the agent writes, connect4/6 read.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// One element; the agent writes while it is alive, connect4/6 read.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, 1> = Array::new();
+
+/// Pods, their cables, and cgroups; the agent writes, every program that decides reads.
+#[btf_map]
+pub static WORKLOADS: HashMap<WorkloadKey, WorkloadEntry, WORKLOADS_CAPACITY, NO_PREALLOC> =
+    HashMap::new();
+
+/// Workloads that `WORKLOADS` lacks; sock_create writes and reads.
+#[btf_map]
+pub static SIGHTINGS: LruHashMap<WorkloadKey, u64, SIGHTINGS_CAPACITY> = LruHashMap::new();
 
 /// Single IPv4 addresses; the agent writes, connect4/6 read.
 #[btf_map]
@@ -63,6 +78,27 @@ pub static ORIGINAL_DST: LruHashMap<OriginalDstKey, OriginalDst, ORIGINAL_DST_CA
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, SLOTS> = PerCpuArray::new();
 
+/// Denials and sightings; programs write, the agent reads.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
+
 /// The agent's question about itself and the answer of `egress_identity`.
 #[btf_map]
 pub static AGENT_IDENTITY: Array<AgentIdentity, 1> = Array::new();
+
+/// What `WORKLOADS` says of a key.
+#[inline(always)]
+pub fn workload(key: WorkloadKey) -> WorkloadEntry {
+    // SAFETY: values of eight octets; a concurrent update of the agent changes one field at a time.
+    match unsafe { WORKLOADS.get(key) } {
+        Some(entry) => *entry,
+        None => WorkloadEntry::UNKNOWN,
+    }
+}
+
+/// Whether `WORKLOADS` has a key.
+#[inline(always)]
+pub fn is_known(key: WorkloadKey) -> bool {
+    // SAFETY: only its presence is asked for.
+    unsafe { WORKLOADS.get(key) }.is_some()
+}

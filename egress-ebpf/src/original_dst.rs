@@ -7,7 +7,7 @@ use core::ptr;
 use aya_ebpf::{
     bindings::BPF_SOCK_OPS_TCP_CONNECT_CB,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
-    programs::{SockAddrContext, SockOpsContext},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
 use egress_common::{
     counters::{Outcome, Program},
@@ -54,6 +54,23 @@ pub fn forget(ctx: &SockAddrContext) {
 pub fn recorded(ctx: &SockAddrContext) -> Option<&SocketRecord> {
     // SAFETY: storage of the context's own socket, alive while the program runs.
     unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
+}
+
+/// Whether the packet's socket was let go by the failure policy.
+#[inline(always)]
+pub fn is_approved(ctx: &SkBuffContext) -> bool {
+    let socket = context::skb_socket(ctx);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: storage of a full socket, alive while the program runs; not created when absent.
+    let record = unsafe {
+        let map = (&raw const SOCKETS).cast_mut().cast();
+        bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0)
+            .cast::<SocketRecord>()
+            .as_ref()
+    };
+    record.is_some_and(|record| record.is_approved())
 }
 
 /// `egress_sockops`: at TCP_CONNECT_CB (Linux 4.13) the source port is known and the SYN has not

@@ -127,9 +127,22 @@ pub struct NodeArgs {
     /// What the kernel does with registered destinations while the proxy is not alive
     #[arg(long, value_name = "POLICY", default_value = "closed")]
     pub failure_policy: FailurePolicy,
+    /// What the kernel does with UDP to registered HTTP and TLS ports: HTTP/3 would go around the
+    /// proxy; refused, clients fall back to TCP
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    pub quic: QuicPolicy,
     /// Where maps and links are pinned
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/egress")]
     pub bpffs: PathBuf,
+}
+
+/// `--quic`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuicPolicy {
+    /// Refuse it with EPERM.
+    Refuse,
+    /// Treat it like any other UDP.
+    Allow,
 }
 
 /// `--failure-policy`.

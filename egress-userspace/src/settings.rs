@@ -28,6 +28,9 @@ const INTERNAL: [&str; 9] = [
     "fe80::/10",
 ];
 
+/// RFC 1035 4.2.
+const DNS_PORT: u16 = 53;
+
 /// What the command line asks for cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -173,6 +176,29 @@ pub fn dns_servers(args: &ProxyArgs) -> Option<Vec<SocketAddr>> {
     (!args.dns_server.is_empty()).then(|| args.dns_server.clone())
 }
 
+/// The resolvers that captured workloads may always reach: those of the agent, which are the
+/// node's unless `--dns-server` names others.
+pub fn resolvers(args: &ProxyArgs) -> Vec<SocketAddr> {
+    if !args.dns_server.is_empty() {
+        return args.dns_server.clone();
+    }
+    // Without the file there is no resolver to reach.
+    name_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+/// `nameserver` lines of resolv.conf(5).
+fn name_servers(text: &str) -> Vec<SocketAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|address| {
+            // A link-local address may carry its interface.
+            let address = address.trim().split('%').next()?;
+            address.parse::<IpAddr>().ok()
+        })
+        .map(|address| SocketAddr::new(address, DNS_PORT))
+        .collect()
+}
+
 fn cgroup2_mount(mounts: &str) -> Option<&Path> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace();
@@ -206,6 +232,17 @@ mod tests {
             Some(Path::new("/sys/fs/cgroup/unified"))
         );
         assert_eq!(cgroup2_mount("proc /proc proc rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn name_servers_of_the_node_are_read() {
+        let text = "# comment\nsearch example.com\nnameserver 10.96.0.10\n\
+                    nameserver fe80::1%eth0\nnameserver\nnameserver nonsense\noptions ndots:5\n";
+        let expected: Vec<SocketAddr> = ["10.96.0.10:53", "[fe80::1]:53"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        assert_eq!(name_servers(text), expected);
     }
 
     #[test]

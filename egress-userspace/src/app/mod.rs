@@ -3,9 +3,12 @@
 //! which order stands in [`node`] and [`gateway`]; the commands that end by themselves in
 //! [`tools`]. Decides nothing about traffic.
 
+mod denials;
+mod enforce;
 mod gateway;
 mod logging;
 mod node;
+mod pods;
 mod proxying;
 mod tools;
 

@@ -8,28 +8,44 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
-use ipnet::IpNet;
+use egress_common::event::{EVENT_DENIED, EVENT_SIGHTED};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    denials::{Denials, Surroundings},
+    enforce::{Enforcement, Problem, follow},
     logging::SetFilter,
+    pods::{Discovery, Seen, discover},
     proxying::{Foundation, control_runtime},
 };
 use crate::{
     cli::{self, NodeArgs},
     config::snapshot::Snapshot,
-    control::KernelState,
-    kernel::{Capture, CaptureSettings, FailurePolicy, Workloads, plan},
+    control::{Admin, KernelState},
+    kernel::{
+        Allowances, Capture, CaptureSettings, FailurePolicy, Pods, Workloads,
+        cgroups::WorkloadFinder,
+        events::{EventStream, Events},
+        features::features,
+    },
     proxy::{
         Downstream, Proxy, ProxySettings,
         worker::{Listen, Originals},
     },
-    routing::table::Role,
+    routing::table::{OutboundPolicy, Role},
     settings,
     upstream::resolve::AddressBook,
+    workload::Workload,
 };
+
+/// Between two batches of the kernel's events.
+const EVENT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs until it is told to stop and everything has ended.
 pub fn run(args: &NodeArgs, set_filter: SetFilter) -> anyhow::Result<()> {
@@ -60,49 +76,176 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let foundation = Foundation::start(&args.proxy, Role::Mesh).await?;
     foundation.first_answers().await;
+    for feature in features() {
+        if feature.present {
+            tracing::debug!(feature = feature.name, "present");
+        } else {
+            tracing::warn!(
+                feature = feature.name,
+                means = feature.without,
+                "this kernel lacks"
+            );
+        }
+    }
     let capture = Capture::start(settings).context("starting the capture")?;
-    let problem = Problem::default();
-    let started = start_proxy(args, settings, &foundation, &capture);
-    let (proxy, admin) = match started {
-        Ok(proxy) => {
-            let kernel = (&capture, &problem);
-            let admin = admin(args, settings, &foundation, kernel, set_filter).await;
-            (proxy, admin)
+    match start_over(args, settings, &foundation, &capture, set_filter).await {
+        Ok((proxy, admin, mut parts)) => {
+            let mut enforcement = Enforcement::new(capture, allowances(args), proxy.inside());
+            enforcement.problem = parts.problem.clone();
+            enforcement.policy = parts.policy.clone();
+            let events = enforcement.capture.take_events();
+            parts.discovery.look(false);
+            if let Err(error) = enforce_first(&foundation, &mut enforcement, &parts.discovery) {
+                abandon(&foundation, enforcement.capture);
+                return Err(error);
+            }
+            let seen = start_watching(&foundation, &enforcement, parts, events);
+            foundation.ready("node");
+            follow(&foundation, &mut enforcement, seen).await;
+            // New connections go their own way from here; redirected ones are still served.
+            if let Err(error) = enforcement.capture.stop() {
+                tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "detaching");
+            }
+            foundation.finish(proxy, admin).await;
+            Ok(())
         }
         Err(error) => {
             abandon(&foundation, capture);
-            return Err(error);
+            Err(error)
         }
+    }
+}
+
+/// What the start makes and the run uses.
+struct Parts {
+    discovery: Discovery,
+    denials: Denials,
+    problem: Problem,
+    policy: Arc<Mutex<OutboundPolicy>>,
+}
+
+/// Proxy threads and admin server over a running capture.
+async fn start_over(
+    args: &NodeArgs,
+    settings: &CaptureSettings,
+    foundation: &Foundation,
+    capture: &Capture,
+    set_filter: SetFilter,
+) -> anyhow::Result<(Proxy, Admin, Parts)> {
+    let proxy = start_proxy(args, settings, foundation, capture)?;
+    let discovery = Discovery::new(
+        settings.cgroups.clone(),
+        args.port,
+        proxy.inside(),
+        (capture.pods(), capture.finder()),
+    )
+    .context("looking for pods")?;
+    let parts = Parts {
+        discovery,
+        denials: Denials::default(),
+        problem: Problem::default(),
+        policy: Arc::default(),
     };
-    let admin = match admin {
-        Ok(admin) => admin,
-        Err(error) => {
-            abandon(&foundation, capture);
-            return Err(error);
-        }
-    };
-    let mut kernel = Kernel {
-        capture,
-        internal: settings.internal_cidrs.clone(),
-        problem,
-    };
+    let admin = admin(args, settings, foundation, (capture, &parts), set_filter).await?;
+    Ok((proxy, admin, parts))
+}
+
+/// The first state of the kernel: destinations, then pods and policy.
+fn enforce_first(
+    foundation: &Foundation,
+    enforcement: &mut Enforcement,
+    discovery: &Discovery,
+) -> anyhow::Result<()> {
     let first = foundation.candidates.borrow().clone();
     let book = foundation.book.borrow().clone();
-    if let Err(error) = kernel
+    enforcement
         .redirect(&first, &book)
-        .context("publishing destinations")
-    {
-        abandon(&foundation, kernel.capture);
-        return Err(error);
+        .context("publishing destinations")?;
+    enforcement
+        .admit(&first.table, &Arc::new(discovery.seen()))
+        .context("publishing workloads")
+}
+
+/// Discovery and the kernel's events, until the drain.
+fn start_watching(
+    foundation: &Foundation,
+    enforcement: &Enforcement,
+    parts: Parts,
+    events: Option<Events>,
+) -> watch::Receiver<Arc<Seen>> {
+    let (publish, seen) = watch::channel(Arc::new(parts.discovery.seen()));
+    let (sighted, sightings) = mpsc::channel(1);
+    let stop = foundation.shutdown.drain.clone();
+    tokio::spawn(discover(parts.discovery, sightings, publish, stop.clone()));
+    let stream = events.map(Events::stream);
+    let listener = Listener {
+        denials: parts.denials,
+        pods: enforcement.pods.clone(),
+        finder: enforcement.capture.finder(),
+        book: foundation.book.clone(),
+        snapshots: foundation.published.subscribe(),
+        sighted,
+    };
+    match stream {
+        Some(Ok(stream)) => {
+            tokio::spawn(listener.listen(stream, stop));
+        }
+        Some(Err(error)) => tracing::error!(%error, "cannot read the kernel's events"),
+        None => {}
     }
-    foundation.ready("node");
-    follow(&foundation, &mut kernel).await;
-    // New connections go their own way from here; redirected ones are still served.
-    if let Err(error) = kernel.capture.stop() {
-        tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "detaching");
+    seen
+}
+
+/// Who listens to the kernel.
+struct Listener {
+    denials: Denials,
+    pods: Pods,
+    finder: Arc<WorkloadFinder>,
+    book: watch::Receiver<Arc<AddressBook>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    sighted: mpsc::Sender<()>,
+}
+
+impl Listener {
+    async fn listen(self, mut events: EventStream, stop: CancellationToken) {
+        loop {
+            let batch = tokio::select! {
+                () = stop.cancelled() => return,
+                batch = events.next() => batch,
+            };
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::error!(%error, "reading the kernel's events");
+                    return;
+                }
+            };
+            if batch.iter().any(|event| event.kind == EVENT_SIGHTED) {
+                // One that is waiting already will see the same.
+                let _ = self.sighted.try_send(());
+            }
+            let (book, snapshot) = (self.book.borrow().clone(), self.snapshots.borrow().clone());
+            let around = Surroundings {
+                pods: &self.pods,
+                finder: &self.finder,
+                book: &book,
+                snapshot: &snapshot,
+            };
+            for event in batch.iter().filter(|event| event.kind == EVENT_DENIED) {
+                self.denials.note(event, &around);
+            }
+            // A flood is taken in batches; what does not fit the ring meanwhile is counted there.
+            tokio::time::sleep(EVENT_PAUSE).await;
+        }
     }
-    foundation.finish(proxy, admin).await;
-    Ok(())
+}
+
+fn allowances(args: &NodeArgs) -> Allowances {
+    Allowances {
+        internal: settings::internal_cidrs(args),
+        resolvers: settings::resolvers(&args.proxy),
+        quic: args.quic == cli::QuicPolicy::Allow,
+    }
 }
 
 fn start_proxy(
@@ -112,8 +255,8 @@ fn start_proxy(
     capture: &Capture,
 ) -> anyhow::Result<Proxy> {
     let originals = capture.originals();
-    let take: Originals = Arc::new(move |local, peer| {
-        originals.take(local, peer).unwrap_or_else(|error| {
+    let take: Originals = Arc::new(move |pod, local, peer| {
+        originals.take(pod, local, peer).unwrap_or_else(|error| {
             tracing::error!(error = %error, "looking up an original destination");
             None
         })
@@ -144,17 +287,23 @@ async fn admin(
     args: &NodeArgs,
     settings: &CaptureSettings,
     foundation: &Foundation,
-    (capture, problem): (&Capture, &Problem),
+    (capture, parts): (&Capture, &Parts),
     set_filter: SetFilter,
-) -> anyhow::Result<crate::control::Admin> {
+) -> anyhow::Result<Admin> {
     let reader = capture.counter_reader();
-    let problem = problem.clone();
-    let workloads = settings.workloads.clone();
+    let (problem, policy) = (parts.problem.clone(), parts.policy.clone());
+    let denials = parts.denials.clone();
+    let pods = capture.pods();
+    let (named, known) = (settings.workloads.clone(), capture.pods());
     let cgroups = settings.cgroups.clone();
+    let features: Vec<_> = features()
+        .into_iter()
+        .map(|feature| (feature.name, feature.present, feature.without))
+        .collect();
     let failed = Mutex::new(false);
     foundation
         .admin(&args.proxy, "node", set_filter, |state| {
-            state.workloads = Arc::new(move || workloads.all());
+            state.workloads = Arc::new(move || workloads(&named, &known));
             state.kernel = Some(Arc::new(move || {
                 let outcomes = reader.read().unwrap_or_else(|error| {
                     let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,17 +312,29 @@ async fn admin(
                     }
                     Vec::new()
                 });
-                let programs = crate::kernel::PROGRAMS
+                let programs = crate::kernel::PROGRAMS.iter().flat_map(|program| {
+                    cgroups
+                        .iter()
+                        .map(move |cgroup| format!("{} on {}", program.name, cgroup.display()))
+                });
+                let pods = pods.all();
+                let cables = pods
                     .iter()
-                    .flat_map(|program| {
-                        cgroups
-                            .iter()
-                            .map(move |cgroup| format!("{program} on {}", cgroup.display()))
-                    })
-                    .collect();
+                    .flat_map(|pod| pod.cables.iter())
+                    .map(|interface| format!("egress_tc on interface {interface}"));
+                let policy = *policy.lock().unwrap_or_else(PoisonError::into_inner);
                 KernelState {
-                    programs,
+                    programs: programs.chain(cables).collect(),
                     problem: problem.get(),
+                    outbound_policy: match policy {
+                        OutboundPolicy::AllowAny => "ALLOW_ANY",
+                        OutboundPolicy::RegistryOnly => "REGISTRY_ONLY",
+                    },
+                    features: features.clone(),
+                    pods: pods.len(),
+                    pods_listening: pods.iter().filter(|pod| pod.port != 0).count(),
+                    denied: denials.counts(),
+                    denials: denials.recent(),
                     outcomes: outcomes
                         .iter()
                         .map(|r| (r.program, r.outcome, r.count))
@@ -184,96 +345,43 @@ async fn admin(
         .await
 }
 
+/// The pods that are there, then what `--workloads` names beside them.
+fn workloads(named: &Workloads, pods: &Pods) -> Vec<Value> {
+    let pods = pods.all();
+    let own = |workload: &Workload| json!(workload);
+    let mut found: Vec<Value> = pods
+        .iter()
+        .map(|pod| {
+            let mut value = pod
+                .workload
+                .as_deref()
+                .map_or_else(|| own(&Workload::default()), own);
+            value["pod"] = json!({
+                "index": pod.index,
+                "netns_cookie": pod.netns_cookie,
+                "netns_inode": pod.netns_inode,
+                "cgroups": pod.cgroups,
+                "addresses": [pod.address4.map(|a| a.to_string()), pod.address6.map(|a| a.to_string())],
+                "port": pod.port,
+                "listening": [pod.listens4.then_some("127.0.0.1"), pod.listens6.then_some("::1")],
+                "interfaces": pod.cables,
+            });
+            value
+        })
+        .collect();
+    let absent = named.all().into_iter().filter(|workload| {
+        !pods
+            .iter()
+            .any(|pod| pod.workload.as_ref() == Some(workload))
+    });
+    found.extend(absent.map(|workload| own(&workload)));
+    found
+}
+
 /// After a failed start: nothing of it stays behind.
 fn abandon(foundation: &Foundation, capture: Capture) {
     foundation.shutdown.drain.cancel();
     if let Err(error) = capture.stop() {
         tracing::error!(error = %error, "detaching after a failed start");
-    }
-}
-
-struct Kernel {
-    capture: Capture,
-    internal: Vec<IpNet>,
-    problem: Problem,
-}
-
-/// Why the kernel's maps are not what the configuration asks for, for `egress status`.
-#[derive(Debug, Clone, Default)]
-struct Problem(Arc<Mutex<Option<String>>>);
-
-impl Problem {
-    fn get(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Notes how a change ended; an error is logged.
-    fn note(&self, result: Result<(), crate::kernel::KernelError>, what: &'static str) -> bool {
-        let problem = result.err().map(|error| {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::error!(error, "{what}");
-            format!("{what}: {error}")
-        });
-        let fine = problem.is_none();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
-        fine
-    }
-}
-
-impl Kernel {
-    /// Redirects what the snapshot registers, no more and no less.
-    fn redirect(
-        &mut self,
-        snapshot: &Snapshot,
-        book: &AddressBook,
-    ) -> Result<(), crate::kernel::KernelError> {
-        let plan = plan(snapshot.table.objects(), book, &self.internal);
-        self.capture.publish(&plan)
-    }
-
-    /// Stops redirecting what the snapshot no longer registers.
-    fn retract(
-        &mut self,
-        snapshot: &Snapshot,
-        book: &AddressBook,
-    ) -> Result<(), crate::kernel::KernelError> {
-        let plan = plan(snapshot.table.objects(), book, &self.internal);
-        self.capture.retract(&plan)
-    }
-}
-
-/// Keeps workers and kernel in step until the drain. Order of a change: the kernel stops
-/// redirecting before the table forgets; the table knows before the kernel starts (design: order).
-async fn follow(foundation: &Foundation, kernel: &mut Kernel) {
-    let mut candidates = foundation.candidates.clone();
-    let mut books = foundation.book.clone();
-    candidates.mark_unchanged();
-    books.mark_unchanged();
-    let mut current = candidates.borrow().clone();
-    let problem = kernel.problem.clone();
-    let incomplete = "destination maps not complete";
-    loop {
-        tokio::select! {
-            () = foundation.shutdown.drain.cancelled() => return,
-            () = foundation.shutdown.reopen.notified() => foundation.access_log.reopen(),
-            Ok(()) = candidates.changed() => {
-                let next = candidates.borrow_and_update().clone();
-                let book = books.borrow().clone();
-                let rejected = "configuration rejected: it does not fit the kernel maps";
-                if !problem.note(kernel.retract(&next, &book), rejected) {
-                    continue;
-                }
-                foundation.publish(&next);
-                current = next;
-                problem.note(kernel.redirect(&current, &book), incomplete);
-            }
-            Ok(()) = books.changed() => {
-                let book = books.borrow_and_update().clone();
-                problem.note(kernel.redirect(&current, &book), incomplete);
-            }
-        }
     }
 }

@@ -81,10 +81,7 @@ pub fn addresses(book: &AddressBook) -> Value {
 
 /// `/workloads`.
 pub fn workloads(state: &AdminState) -> Value {
-    let mut workloads = (state.workloads)();
-    workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    let one = |workload: &std::sync::Arc<crate::workload::Workload>| json!(&**workload);
-    workloads.iter().map(one).collect()
+    Value::Array((state.workloads)())
 }
 
 fn mesh(mesh: &MeshConfig) -> Value {

@@ -103,9 +103,34 @@ fn own(out: &mut Exposition, state: &AdminState, totals: &Totals) {
             "What the kernel programs did.",
             "counter",
         );
-        for (program, outcome, count) in kernel().outcomes {
+        let kernel = kernel();
+        for (program, outcome, count) in kernel.outcomes {
             let labels = labels(&[("program", program), ("outcome", outcome)]);
             out.sample("egress_kernel_outcomes_total", "", &labels, count);
+        }
+        out.counters(
+            "egress_denials_total",
+            "What the kernel refused, by workload, protocol and reason.",
+            kernel.denied.iter().map(|(pairs, count)| {
+                let pairs = pairs
+                    .each_ref()
+                    .map(|(name, value)| (*name, value.as_str()));
+                (labels(&pairs), *count)
+            }),
+        );
+        for (name, help, value) in [
+            (
+                "egress_pods",
+                "Network namespaces of captured processes.",
+                kernel.pods,
+            ),
+            (
+                "egress_pods_listening",
+                "Pods in which the proxy listens.",
+                kernel.pods_listening,
+            ),
+        ] {
+            out.single(name, help, "gauge", value as u64);
         }
     }
     out.single(

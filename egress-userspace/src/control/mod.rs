@@ -15,4 +15,4 @@ pub mod status;
 mod tests;
 
 pub use server::{Admin, AdminError};
-pub use state::{AdminState, KernelState, Readiness};
+pub use state::{AdminState, Denial, KernelState, Readiness};

@@ -10,7 +10,6 @@ use crate::{
     config::snapshot::Snapshot,
     proxy::access_log::AccessLog,
     upstream::resolve::{AddressBook, ResolveCounters},
-    workload::Workload,
 };
 
 /// What has to happen before the process is ready; nothing left means ready.
@@ -36,6 +35,41 @@ pub struct KernelState {
     pub outcomes: Vec<(&'static str, &'static str, u64)>,
     /// Why the maps are not what the configuration asks for; `None`: they are.
     pub problem: Option<String>,
+    /// What happens to external destinations that are not registered, by default.
+    pub outbound_policy: &'static str,
+    /// `(name, present, what its lack means)` of what kernels may lack.
+    pub features: Vec<(&'static str, bool, &'static str)>,
+    /// Pods known.
+    pub pods: usize,
+    /// Pods in which the proxy listens.
+    pub pods_listening: usize,
+    /// Labels and counts of `egress_denials_total`.
+    pub denied: Vec<([(&'static str, String); 4], u64)>,
+    /// The last denials that were logged, oldest first.
+    pub denials: Vec<Denial>,
+}
+
+/// One thing that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Denial {
+    /// `NAMESPACE/NAME`; `-` when unknown.
+    pub workload: String,
+    /// Its cgroup, relative to the mount.
+    pub cgroup: String,
+    /// Its pid in the initial pid namespace; 0 for packets.
+    pub pid: u32,
+    /// A registered name of the destination, when there is one.
+    pub host: Option<String>,
+    /// Address and port.
+    pub destination: String,
+    /// `tcp`, `udp`, `icmp`, ... or the IP protocol's number.
+    pub protocol: String,
+    /// The kernel program that refused it, as in `egress_kernel_outcomes_total`.
+    pub hook: String,
+    /// The outcome, as there.
+    pub reason: String,
+    /// What would allow it.
+    pub remedy: String,
 }
 
 /// Something that is read when it is asked for.
@@ -65,8 +99,8 @@ pub struct AdminState {
     pub readiness: watch::Receiver<Readiness>,
     /// `None` on a gateway, which has no kernel half.
     pub kernel: Option<Source<KernelState>>,
-    /// Workloads known on this node, in any order.
-    pub workloads: Source<Vec<Arc<Workload>>>,
+    /// Workloads known on this node, one JSON object each.
+    pub workloads: Source<Vec<serde_json::Value>>,
     /// Open connections, one JSON object each.
     pub connections: Source<Vec<serde_json::Value>>,
     /// Cancelled by `POST /drain`; whoever listens stops accepting and ends.

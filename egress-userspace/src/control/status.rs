@@ -5,7 +5,7 @@ use std::{fmt::Write, process};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::AdminState;
+use super::state::{AdminState, Denial};
 use crate::config::problem::{Problem, Severity};
 
 /// What `/status` answers. Fields are added, never renamed.
@@ -61,6 +61,33 @@ pub struct KernelStatus {
     pub outcomes: Vec<KernelOutcome>,
     /// Why the maps are not what the configuration asks for; null: they are.
     pub problem: Option<String>,
+    /// What happens to external destinations that are not registered, by default: `ALLOW_ANY` or
+    /// `REGISTRY_ONLY`.
+    #[serde(default)]
+    pub outbound_policy: String,
+    /// What kernels may lack, and what this one does.
+    #[serde(default)]
+    pub features: Vec<KernelFeature>,
+    /// Network namespaces of captured processes.
+    #[serde(default)]
+    pub pods: usize,
+    /// Those in which the proxy listens.
+    #[serde(default)]
+    pub pods_listening: usize,
+    /// The last denials that were logged, oldest first.
+    #[serde(default)]
+    pub denials: Vec<Denial>,
+}
+
+/// Something that a kernel may lack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelFeature {
+    /// Short name.
+    pub name: String,
+    /// Whether this one has it.
+    pub present: bool,
+    /// What its lack means.
+    pub without: String,
 }
 
 /// One counter.
@@ -105,9 +132,19 @@ impl Status {
             kernel: state.kernel.as_ref().map(|kernel| {
                 let kernel = kernel();
                 let outcomes = kernel.outcomes.into_iter().filter(|(.., count)| *count > 0);
+                let feature = |(name, present, without): (&str, bool, &str)| KernelFeature {
+                    name: name.to_owned(),
+                    present,
+                    without: without.to_owned(),
+                };
                 KernelStatus {
                     programs: kernel.programs,
                     problem: kernel.problem,
+                    outbound_policy: kernel.outbound_policy.to_owned(),
+                    features: kernel.features.into_iter().map(feature).collect(),
+                    pods: kernel.pods,
+                    pods_listening: kernel.pods_listening,
+                    denials: kernel.denials,
                     outcomes: outcomes
                         .map(|(program, outcome, count)| KernelOutcome {
                             program: program.to_owned(),
@@ -174,6 +211,29 @@ impl Status {
         } in &kernel.outcomes
         {
             writeln!(out, "  {program} {outcome}: {count}")?;
+        }
+        self.write_enforcement(kernel, out)
+    }
+
+    fn write_enforcement(&self, kernel: &KernelStatus, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "enforcement: {}, {} pods, listening in {}",
+            kernel.outbound_policy, kernel.pods, kernel.pods_listening
+        )?;
+        for feature in kernel.features.iter().filter(|feature| !feature.present) {
+            writeln!(out, "  without {}: {}", feature.name, feature.without)?;
+        }
+        for denial in &kernel.denials {
+            let workload = match denial.workload.as_str() {
+                "-" => &denial.cgroup,
+                workload => workload,
+            };
+            writeln!(
+                out,
+                "  denied {workload} to {} {} ({}): {}",
+                denial.destination, denial.protocol, denial.reason, denial.remedy
+            )?;
         }
         Ok(())
     }

@@ -103,11 +103,6 @@ async fn start() -> Running {
     let (readiness, ready) = watch::channel(Readiness::default());
     let filters = Arc::new(Mutex::new(Vec::new()));
     let set = Arc::clone(&filters);
-    let workload = Arc::new(Workload {
-        namespace: "istio-demo".into(),
-        name: "sleep".into(),
-        ..Workload::default()
-    });
     let state = AdminState {
         role: "node",
         started: Instant::now(),
@@ -123,9 +118,13 @@ async fn start() -> Running {
                 ("egress_connect4", "redirected", 5),
                 ("egress_connect4", "denied", 0),
             ],
-            problem: None,
+            outbound_policy: "REGISTRY_ONLY",
+            features: vec![("tcx", true, ""), ("flux", false, "time stands still")],
+            pods: 2,
+            pods_listening: 1,
+            ..KernelState::default()
         })),
-        workloads: Arc::new(move || vec![Arc::clone(&workload)]),
+        workloads: Arc::new(|| vec![json!({"name": "sleep"})]),
         connections: Arc::new(Vec::new),
         drain: CancellationToken::new(),
         set_log_filter: Arc::new(move |filter| {

@@ -5,23 +5,20 @@
 //! replacing the program inside the link, so no connect() goes uncaptured in between.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
-    io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf,
-    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
-};
+use aya::Ebpf;
 
 use super::{
     bpffs::{PinDirectory, remove_version},
     cgroups::cgroup_id,
     error::KernelError,
-    loader::PROGRAMS,
-    syscall,
+    loader::{KernelProgram, PROGRAMS, TC_PROGRAM, program_fd},
+    syscall::{self, LinkInfo},
 };
 
 /// A captured cgroup.
@@ -53,7 +50,7 @@ impl Cgroup {
 /// Attaches every program to every cgroup and drops links to cgroups that are gone or no longer
 /// wanted. Programs that redirect are attached after those that record.
 pub fn attach(
-    ebpf: &mut Ebpf,
+    ebpf: &Ebpf,
     directory: &PinDirectory,
     cgroups: &[Cgroup],
 ) -> Result<(), KernelError> {
@@ -66,9 +63,10 @@ pub fn attach(
         let wanted = cgroups.iter().any(|cgroup| {
             PROGRAMS
                 .iter()
-                .any(|program| pin.file_name() == Some(pin_name(program, cgroup).as_ref()))
+                .any(|program| pin.file_name() == Some(pin_name(program.name, cgroup).as_ref()))
         });
-        if !wanted {
+        // Cables are known only when pods are.
+        if !wanted && !is_cable(&pin) {
             tracing::info!(pin = %pin.display(), "dropping a link that is no longer wanted");
             drop_link(&pin)?;
         }
@@ -78,6 +76,64 @@ pub fn attach(
         remove_version(&version)?;
     }
     Ok(())
+}
+
+/// Attaches the program for cables to exactly these interfaces (indices in the agent's network
+/// namespace); returns those where it failed, with the reason.
+pub fn attach_cables(
+    program: BorrowedFd<'_>,
+    directory: &PinDirectory,
+    interfaces: &BTreeSet<u32>,
+) -> Vec<(u32, KernelError)> {
+    let mut failed = Vec::new();
+    for pin in pinned_links(&directory.links()) {
+        let wanted = interfaces
+            .iter()
+            .any(|interface| pin.file_name() == Some(cable_name(*interface).as_ref()));
+        if is_cable(&pin)
+            && !wanted
+            && let Err(error) = drop_link(&pin)
+        {
+            tracing::warn!(pin = %pin.display(), %error, "cannot drop a link");
+        }
+    }
+    for interface in interfaces {
+        if let Err(error) = attach_cable(program, directory, *interface) {
+            failed.push((*interface, error));
+        }
+    }
+    failed
+}
+
+fn attach_cable(
+    program: BorrowedFd<'_>,
+    directory: &PinDirectory,
+    interface: u32,
+) -> Result<(), KernelError> {
+    let pin = directory.links().join(cable_name(interface));
+    if take_over(program, directory, &pin, |link| {
+        link.interface() == interface
+    })? {
+        return Ok(());
+    }
+    let link =
+        syscall::link_interface(program, interface, TC_PROGRAM.attach_type).map_err(|source| {
+            KernelError::Attach {
+                program: TC_PROGRAM.name,
+                target: format!("interface {interface}"),
+                source,
+            }
+        })?;
+    pin_link(&link, &pin)
+}
+
+fn is_cable(pin: &Path) -> bool {
+    pin.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(TC_PROGRAM.name))
+}
+
+fn cable_name(interface: u32) -> String {
+    format!("{}-{interface}", TC_PROGRAM.name)
 }
 
 /// Detaches every pinned link of a directory and removes the pins; who redirects goes first.
@@ -100,59 +156,42 @@ pub fn has_links(directory: &PinDirectory) -> bool {
 }
 
 fn attach_one(
-    ebpf: &mut Ebpf,
+    ebpf: &Ebpf,
     directory: &PinDirectory,
-    name: &'static str,
+    program: KernelProgram,
     cgroup: &Cgroup,
 ) -> Result<(), KernelError> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or(KernelError::NotInObject { name })?;
-    let pin = directory.links().join(pin_name(name, cgroup));
-    if take_over(program, directory, &pin, cgroup.id)? {
+    let program_fd = program_fd(ebpf, program.name)?.as_fd();
+    let pin = directory.links().join(pin_name(program.name, cgroup));
+    if take_over(program_fd, directory, &pin, |link| {
+        link.cgroup_id() == cgroup.id
+    })? {
         return Ok(());
     }
-    let link = create(program, &cgroup.directory).map_err(|source| KernelError::Attach {
-        program: name,
-        cgroup: cgroup.path.clone(),
-        source,
-    })?;
-    link.pin(&pin)
-        .map(drop)
-        .map_err(|source| KernelError::Pin { path: pin, source })
+    let link = syscall::link_cgroup(program_fd, cgroup.directory.as_fd(), program.attach_type)
+        .map_err(|source| KernelError::Attach {
+            program: program.name,
+            target: cgroup.path.display().to_string(),
+            source,
+        })?;
+    pin_link(&link, &pin)
 }
 
-fn create(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
-    // Single is right although others may attach too: a bpf_link always allows multiple
-    // programs, and the kernel refuses the flag for it.
-    let mode = CgroupAttachMode::Single;
-    let to_program_error = |_| ProgramError::UnexpectedProgramType;
-    match program {
-        Program::CgroupSockAddr(program) => {
-            let link = program.attach(cgroup, mode)?;
-            program
-                .take_link(link)?
-                .try_into()
-                .map_err(to_program_error)
-        }
-        Program::SockOps(program) => {
-            let link = program.attach(cgroup, mode)?;
-            program
-                .take_link(link)?
-                .try_into()
-                .map_err(to_program_error)
-        }
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
+fn pin_link(link: &OwnedFd, pin: &Path) -> Result<(), KernelError> {
+    syscall::pin(link.as_fd(), pin).map_err(|source| KernelError::File {
+        action: "pin",
+        path: pin.to_owned(),
+        source,
+    })
 }
 
 /// Puts the program into the link that an earlier agent pinned, in this layout version or
-/// another. False when there is none that is still attached to the cgroup.
+/// another. False when there is none that is still attached to what it should be.
 fn take_over(
-    program: &Program,
+    program: BorrowedFd<'_>,
     directory: &PinDirectory,
     pin: &Path,
-    cgroup_id: u64,
+    is_attached: impl Fn(LinkInfo) -> bool,
 ) -> Result<bool, KernelError> {
     let name = pin.file_name().unwrap_or_default();
     let elsewhere = directory.other_versions();
@@ -163,15 +202,12 @@ fn take_over(
     );
     for candidate in candidates.filter(|path| path.exists()) {
         let link = open_link(&candidate)?;
-        if !is_attached_to(&link, cgroup_id) {
+        if !syscall::link_info(link.as_fd()).is_ok_and(&is_attached) {
             remove_pin(&candidate)?;
             continue;
         }
         let call_failed = |action| move |source| KernelError::Call { action, source };
-        let program_fd = program
-            .fd()
-            .map_err(|source| call_failed("use a program")(io::Error::other(source)))?;
-        syscall::update_link(link.as_fd(), program_fd.as_fd())
+        syscall::update_link(link.as_fd(), program)
             .map_err(call_failed("replace the program of a pinned link"))?;
         if candidate != pin {
             syscall::pin(link.as_fd(), pin).map_err(call_failed("move a pinned link"))?;
@@ -181,11 +217,6 @@ fn take_over(
         return Ok(true);
     }
     Ok(false)
-}
-
-/// A link outlives its cgroup as an object that is attached to nothing, with cgroup id 0.
-fn is_attached_to(link: &OwnedFd, cgroup_id: u64) -> bool {
-    syscall::cgroup_link_info(link.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup_id)
 }
 
 fn drop_link(pin: &Path) -> Result<(), KernelError> {

@@ -6,15 +6,26 @@
 //! leaves everything in force, as a kill does.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
 };
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use egress_common::{
     address::{Address, Port},
-    maps::{COUNTERS, LAYOUT_VERSION, ORIGINAL_DST, SETTINGS},
-    redirect::{FAILURE_POLICY_CLOSED, FAILURE_POLICY_OPEN, Settings},
+    maps::{
+        COUNTERS, EVENTS, HEARTBEAT, LAYOUT_VERSION, ORIGINAL_DST, SETTINGS, WORKLOADS,
+        WORKLOADS_CAPACITY,
+    },
+    redirect::{
+        FAILURE_POLICY_CLOSED, FAILURE_POLICY_OPEN, OUTBOUND_ALLOW_ANY, OUTBOUND_REGISTRY_ONLY,
+        Settings,
+    },
+    workload::{WorkloadEntry, WorkloadKey},
 };
 use ipnet::IpNet;
 
@@ -25,11 +36,15 @@ use super::{
     counters::{CounterReader, CounterReading},
     destinations::Destinations,
     error::KernelError,
+    events::Events,
+    heartbeat::{self, Heartbeat},
     loader,
     original_dst::OriginalDestinations,
+    pods::Pods,
     redirect::DestinationPlan,
     syscall,
 };
+use crate::routing::table::OutboundPolicy;
 
 /// What the kernel does with a registered destination that cannot be redirected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,9 +81,25 @@ pub struct CaptureSettings {
 #[derive(Debug)]
 pub struct Capture {
     directory: PinDirectory,
+    held: Held,
+}
+
+/// What a start yields beside the place of the pins.
+struct Held {
+    settings: Settings,
+    settings_map: Array<MapData, Settings>,
     destinations: Destinations,
+    workloads: HashMap<MapData, WorkloadKey, WorkloadEntry>,
+    published: BTreeMap<WorkloadKey, WorkloadEntry>,
     originals: OriginalDestinations,
     counters: CounterReader,
+    events: Option<Events>,
+    pods: Pods,
+    finder: Arc<WorkloadFinder>,
+    cable_program: OwnedFd,
+    cables: BTreeSet<u32>,
+    // Stops when everything else has been let go.
+    _heartbeat: Heartbeat,
 }
 
 impl Capture {
@@ -99,12 +130,7 @@ impl Capture {
         let directory = PinDirectory::own(&settings.bpffs)?;
         let taking_over = attach::has_links(&directory);
         match Self::start_owned(settings, redirect, &cgroups, tree, &directory) {
-            Ok((destinations, originals, counters)) => Ok(Self {
-                directory,
-                destinations,
-                originals,
-                counters,
-            }),
+            Ok(held) => Ok(Self { directory, held }),
             Err(error) => {
                 if !taking_over {
                     let undone =
@@ -124,32 +150,179 @@ impl Capture {
         cgroups: &[Cgroup],
         tree: CgroupTree,
         directory: &PinDirectory,
-    ) -> Result<(Destinations, OriginalDestinations, CounterReader), KernelError> {
+    ) -> Result<Held, KernelError> {
         let mut ebpf = loader::load(directory)?;
         let own_netns_cookie = own_netns_cookie()?;
         let own_cgroup_id = loader::own_cgroup_id(&mut ebpf, &tree)?;
         let mut settings_map: Array<MapData, Settings> = loader::take_map(&mut ebpf, SETTINGS)?;
+        let map_failed = |action, map| {
+            move |source| KernelError::Map {
+                action,
+                map,
+                source,
+            }
+        };
+        let earlier = settings_map
+            .get(&0, 0)
+            .map_err(map_failed("read", SETTINGS))?;
         let redirect = Settings {
             own_cgroup_id,
             own_netns_cookie,
-            ..redirect
+            ..keep_outbound_policy(redirect, &earlier)
         };
+        let heartbeat = Heartbeat::start(loader::take_map(&mut ebpf, HEARTBEAT)?)?;
         settings_map
             .set(0, redirect, 0)
+            .map_err(map_failed("write", SETTINGS))?;
+        let mut destinations = Destinations::take(&mut ebpf)?;
+        destinations.publish_first(&settings.internal_cidrs)?;
+        let originals = loader::take_map_data(&mut ebpf, ORIGINAL_DST)?;
+        let workloads: HashMap<MapData, WorkloadKey, WorkloadEntry> =
+            loader::take_map(&mut ebpf, WORKLOADS)?;
+        // Listeners of an earlier agent are gone; what is known of its pods goes with the first
+        // publication.
+        let published = workloads
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(map_failed("read", WORKLOADS))?;
+        let counters = CounterReader::new(loader::take_map(&mut ebpf, COUNTERS)?);
+        let events = Events::new(loader::take_map(&mut ebpf, EVENTS)?);
+        attach::attach(&ebpf, directory, cgroups)?;
+        tracing::info!(own_cgroup_id, own_netns_cookie, "programs attached");
+        let cable_program = loader::program_fd(&ebpf, loader::TC_PROGRAM.name)?
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| KernelError::Call {
+                action: "keep the program for cables",
+                source,
+            })?;
+        let finder = Arc::new(WorkloadFinder::new(tree, settings.workloads.clone()));
+        let pods = Pods::default();
+        let originals =
+            OriginalDestinations::new(originals, own_netns_cookie, pods.clone(), finder.clone());
+        Ok(Held {
+            settings: redirect,
+            settings_map,
+            destinations,
+            workloads,
+            published,
+            originals,
+            counters,
+            events: Some(events),
+            pods,
+            finder,
+            cable_program,
+            cables: BTreeSet::new(),
+            _heartbeat: heartbeat,
+        })
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.held.settings
+    }
+
+    /// The table of pods, which accepted connections are looked up in.
+    pub fn pods(&self) -> Pods {
+        self.held.pods.clone()
+    }
+
+    /// Names cgroups.
+    pub fn finder(&self) -> Arc<WorkloadFinder> {
+        self.held.finder.clone()
+    }
+
+    /// The events of the kernel programs; `None` from the second call on.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.held.events.take()
+    }
+
+    /// Makes `WORKLOADS` hold exactly these entries.
+    ///
+    /// # Errors
+    /// [`KernelError::MapTooSmall`] before anything is changed; [`KernelError::Map`] when the kernel
+    /// refuses an entry: publish again.
+    pub fn publish_workloads(
+        &mut self,
+        wanted: &BTreeMap<WorkloadKey, WorkloadEntry>,
+    ) -> Result<(), KernelError> {
+        if wanted.len() > WORKLOADS_CAPACITY {
+            return Err(KernelError::MapTooSmall {
+                map: WORKLOADS,
+                capacity: WORKLOADS_CAPACITY,
+                wanted: wanted.len(),
+            });
+        }
+        let failed = |action| {
+            move |source| KernelError::Map {
+                action,
+                map: WORKLOADS,
+                source,
+            }
+        };
+        let held = &mut self.held;
+        let stale: Vec<_> = held
+            .published
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+            .copied()
+            .collect();
+        for key in stale {
+            match held.workloads.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(failed("remove from")(source)),
+            }
+            held.published.remove(&key);
+        }
+        for (key, entry) in wanted {
+            if held.published.get(key) != Some(entry) {
+                held.workloads
+                    .insert(key, entry, 0)
+                    .map_err(failed("add to"))?;
+                held.published.insert(*key, *entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what happens to unregistered destinations; `by_workload`: entries of `WORKLOADS` differ.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`] when the kernel refuses it.
+    pub fn set_outbound_policy(
+        &mut self,
+        policy: OutboundPolicy,
+        by_workload: bool,
+    ) -> Result<(), KernelError> {
+        let settings = Settings {
+            outbound_policy: outbound_number(policy),
+            policy_by_workload: u32::from(by_workload),
+            ..self.held.settings
+        };
+        if settings == self.held.settings {
+            return Ok(());
+        }
+        self.held
+            .settings_map
+            .set(0, settings, 0)
             .map_err(|source| KernelError::Map {
                 action: "write",
                 map: SETTINGS,
                 source,
             })?;
-        let mut destinations = Destinations::take(&mut ebpf)?;
-        destinations.publish_first(&settings.internal_cidrs)?;
-        let originals = loader::take_map_data(&mut ebpf, ORIGINAL_DST)?;
-        let counters = CounterReader::new(loader::take_map(&mut ebpf, COUNTERS)?);
-        attach::attach(&mut ebpf, directory, cgroups)?;
-        tracing::info!(own_cgroup_id, own_netns_cookie, "programs attached");
-        let finder = WorkloadFinder::new(tree, settings.workloads.clone());
-        let originals = OriginalDestinations::new(originals, own_netns_cookie, finder);
-        Ok((destinations, originals, counters))
+        self.held.settings = settings;
+        Ok(())
+    }
+
+    /// Checks the frames on exactly these interfaces; returns those where it is not possible.
+    pub fn watch_cables(&mut self, interfaces: &BTreeSet<u32>) -> Vec<(u32, KernelError)> {
+        if *interfaces == self.held.cables {
+            return Vec::new();
+        }
+        let program = self.held.cable_program.as_fd();
+        let failed = attach::attach_cables(program, &self.directory, interfaces);
+        self.held.cables.clone_from(interfaces);
+        failed
     }
 
     /// Brings the destination maps to the plan: adds, then removes.
@@ -158,7 +331,7 @@ impl Capture {
     /// [`KernelError::MapTooSmall`]: nothing was changed; keep the last snapshot.
     /// [`KernelError::Map`]: some entries were; publish again.
     pub fn publish(&mut self, plan: &DestinationPlan) -> Result<(), KernelError> {
-        self.destinations.publish(plan)
+        self.held.destinations.publish(plan)
     }
 
     /// Stops redirecting what the plan does not hold; the first half of a change, before the
@@ -167,12 +340,12 @@ impl Capture {
     /// # Errors
     /// As [`Self::publish`].
     pub fn retract(&mut self, plan: &DestinationPlan) -> Result<(), KernelError> {
-        self.destinations.retract(plan)
+        self.held.destinations.retract(plan)
     }
 
     /// A handle that answers for accepted sockets.
     pub fn originals(&self) -> OriginalDestinations {
-        self.originals.clone()
+        self.held.originals.clone()
     }
 
     /// The outcome counters.
@@ -180,12 +353,12 @@ impl Capture {
     /// # Errors
     /// [`KernelError::Map`] when the kernel refuses the lookup.
     pub fn counters(&self) -> Result<Vec<CounterReading>, KernelError> {
-        self.counters.read()
+        self.held.counters.read()
     }
 
     /// A handle that reads the outcome counters, for metrics.
     pub fn counter_reader(&self) -> CounterReader {
-        self.counters.clone()
+        self.held.counters.clone()
     }
 
     /// Detaches the programs, removes every pin and gives up ownership. Connections that were
@@ -196,6 +369,34 @@ impl Capture {
     pub fn stop(self) -> Result<(), KernelError> {
         attach::detach(&self.directory.links())?;
         self.directory.remove()
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The number of a policy in the maps.
+pub fn outbound_number(policy: OutboundPolicy) -> u32 {
+    match policy {
+        OutboundPolicy::AllowAny => OUTBOUND_ALLOW_ANY,
+        OutboundPolicy::RegistryOnly => OUTBOUND_REGISTRY_ONLY,
+    }
+}
+
+/// An agent that takes over leaves the policy of the earlier one in force until its first snapshot.
+fn keep_outbound_policy(new: Settings, earlier: &Settings) -> Settings {
+    if !earlier.is_configured() {
+        return new;
+    }
+    Settings {
+        outbound_policy: earlier.outbound_policy,
+        policy_by_workload: earlier.policy_by_workload,
+        ..new
     }
 }
 
@@ -217,6 +418,8 @@ fn redirect_settings(settings: &CaptureSettings) -> Result<Settings, KernelError
             FailurePolicy::Open => FAILURE_POLICY_OPEN,
             FailurePolicy::Closed => FAILURE_POLICY_CLOSED,
         },
+        outbound_policy: OUTBOUND_ALLOW_ANY,
+        heartbeat_limit_ns: heartbeat::LIMIT.as_nanos() as u64,
         redirect_port: Port::new(settings.port),
         ..Settings::default()
     };

@@ -217,11 +217,24 @@ impl WorkloadFinder {
         }
     }
 
-    /// The workload of a cgroup, if a pattern names one. A cgroup that is gone has none.
+    /// The hierarchy.
+    pub fn tree(&self) -> &CgroupTree {
+        &self.tree
+    }
+
+    /// The workload that the patterns give to the first of these cgroups that has one.
+    pub fn named<'a>(
+        &self,
+        cgroups: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Option<Arc<Workload>> {
+        cgroups
+            .into_iter()
+            .find_map(|path| self.workloads.at_path(path).cloned())
+    }
+
+    /// The workload of a process in the agent's network namespace, by its cgroup: what a pattern
+    /// says, else the systemd unit. A cgroup that is gone has none.
     pub fn find(&self, cgroup_id: u64) -> Option<Arc<Workload>> {
-        if self.workloads.rules.is_empty() {
-            return None;
-        }
         let known = self
             .cache
             .read()
@@ -236,7 +249,10 @@ impl WorkloadFinder {
             tracing::warn!(cgroup_id, %error, "cannot name a cgroup");
             None
         });
-        let workload = path.and_then(|path| self.workloads.at_path(&path).cloned());
+        let workload = path.and_then(|path| {
+            let named = self.workloads.at_path(&path).cloned();
+            named.or_else(|| systemd_unit(&path).map(Arc::new))
+        });
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHE_CAPACITY {
             cache.clear();
@@ -244,6 +260,20 @@ impl WorkloadFinder {
         cache.insert(cgroup_id, workload.clone());
         workload
     }
+}
+
+/// The unit of a cgroup that systemd made: its innermost service or scope
+/// (systemd.unit(5): the cgroup's directory has the unit's name).
+fn systemd_unit(cgroup: &Path) -> Option<Workload> {
+    let unit = cgroup
+        .iter()
+        .rev()
+        .filter_map(|part| part.to_str())
+        .find(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
+    Some(Workload {
+        name: unit.to_owned(),
+        ..Workload::default()
+    })
 }
 
 /// Mount points of type cgroup2 in the form of /proc/self/mounts (spaces are `\040`).
@@ -317,6 +347,26 @@ mod tests {
     #[test]
     fn empty_file_names_no_workload() {
         assert!(workloads("").unwrap().at_path(Path::new("/a")).is_none());
+    }
+
+    #[test]
+    fn processes_of_the_host_are_named_after_their_unit() {
+        for (cgroup, expected) in [
+            ("/system.slice/nightly.service", Some("nightly.service")),
+            (
+                "/system.slice/nightly.service/worker",
+                Some("nightly.service"),
+            ),
+            (
+                "/user.slice/user-0.slice/session-1.scope",
+                Some("session-1.scope"),
+            ),
+            ("/system.slice", None),
+            ("/", None),
+        ] {
+            let unit = systemd_unit(Path::new(cgroup)).map(|workload| workload.name);
+            assert_eq!(unit.as_deref(), expected, "{cgroup}");
+        }
     }
 
     #[test]

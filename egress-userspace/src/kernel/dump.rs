@@ -9,9 +9,11 @@ use egress_common::{
     maps,
     original_dst::{OriginalDst, OriginalDstKey},
     redirect::{
-        ACTION_REDIRECT, CIDR_FIXED_BITS, CidrKey4, CidrKey6, Destination, DestinationKey4,
-        DestinationKey6, FAILURE_POLICY_OPEN, Settings,
+        ACTION_DIRECT, ACTION_REDIRECT, ACTION_REFUSE_QUIC, ANY_PROTOCOL, CIDR_FIXED_BITS,
+        CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, FAILURE_POLICY_OPEN,
+        OUTBOUND_REGISTRY_ONLY, Settings,
     },
+    workload::{KIND_CGROUP, KIND_INTERFACE, LISTENING4, LISTENING6, WorkloadEntry, WorkloadKey},
 };
 use serde_json::{Value, json};
 
@@ -35,6 +37,8 @@ pub fn dump_maps(bpffs: &Path) -> Result<Value, KernelError> {
         });
     }
     let settings: Array<MapData, Settings> = open(&version, maps::SETTINGS)?;
+    let heartbeat: Array<MapData, u64> = open(&version, maps::HEARTBEAT)?;
+    let workloads: HashMap<MapData, WorkloadKey, WorkloadEntry> = open(&version, maps::WORKLOADS)?;
     let addresses4: HashMap<MapData, DestinationKey4, Destination> =
         open(&version, maps::DESTINATIONS4)?;
     let addresses6: HashMap<MapData, DestinationKey6, Destination> =
@@ -48,6 +52,10 @@ pub fn dump_maps(bpffs: &Path) -> Result<Value, KernelError> {
     let settings = settings
         .get(&0, 0)
         .map_err(|source| read_failed(maps::SETTINGS, source))?;
+    let heartbeat = heartbeat
+        .get(&0, 0)
+        .map_err(|source| read_failed(maps::HEARTBEAT, source))?;
+    let workloads = entries(maps::WORKLOADS, workloads.iter(), workload)?;
     let addresses4 = entries(maps::DESTINATIONS4, addresses4.iter(), |key, value| {
         let address = IpAddr::V4(key.address.into());
         destination(address, key.port, key.protocol, value)
@@ -71,6 +79,8 @@ pub fn dump_maps(bpffs: &Path) -> Result<Value, KernelError> {
     let originals = entries(maps::ORIGINAL_DST, originals.iter(), original)?;
     Ok(json!({
         maps::SETTINGS: settings_value(&settings),
+        maps::HEARTBEAT: heartbeat,
+        maps::WORKLOADS: workloads,
         maps::DESTINATIONS4: addresses4,
         maps::DESTINATIONS6: addresses6,
         maps::DESTINATION_CIDRS4: cidrs4,
@@ -120,6 +130,9 @@ fn settings_value(settings: &Settings) -> Value {
         "layout_version": settings.layout_version,
         "failure_policy":
             if settings.failure_policy == FAILURE_POLICY_OPEN { "open" } else { "closed" },
+        "outbound_policy": outbound_policy(settings.outbound_policy),
+        "policy_by_workload": settings.policy_by_workload != 0,
+        "heartbeat_limit_ns": settings.heartbeat_limit_ns,
         "own_cgroup_id": settings.own_cgroup_id,
         "own_netns_cookie": settings.own_netns_cookie,
         "loopback4": address(settings.loopback4),
@@ -146,9 +159,37 @@ fn cidr(network: (IpAddr, u32), port: Port, protocol: u8, value: Destination) ->
         "cidr": format!("{address}/{bits}"),
         // Null stands for every port.
         "port": (port != ANY_PORT).then(|| port.number()),
-        "protocol": protocol,
+        // Null stands for every protocol.
+        "protocol": (protocol != ANY_PROTOCOL).then_some(protocol),
         "action": action(value),
     })
+}
+
+fn workload(key: WorkloadKey, value: WorkloadEntry) -> Value {
+    let kind = match key.kind {
+        KIND_CGROUP => "cgroup",
+        KIND_INTERFACE => "interface",
+        _ => "netns",
+    };
+    json!({
+        "kind": kind,
+        "id": key.id,
+        "index": value.index,
+        "redirect_port": value.redirect_port.number(),
+        "listening4": value.listening & LISTENING4 != 0,
+        "listening6": value.listening & LISTENING6 != 0,
+        // Null stands for the policy of SETTINGS.
+        "outbound_policy": (value.outbound_policy != 0)
+            .then(|| outbound_policy(u32::from(value.outbound_policy))),
+    })
+}
+
+fn outbound_policy(number: u32) -> &'static str {
+    if number == OUTBOUND_REGISTRY_ONLY {
+        "REGISTRY_ONLY"
+    } else {
+        "ALLOW_ANY"
+    }
 }
 
 fn original(key: OriginalDstKey, value: OriginalDst) -> Value {
@@ -168,9 +209,10 @@ fn socket_address(address: Address, port: u16) -> String {
 }
 
 fn action(value: Destination) -> &'static str {
-    if value.action == ACTION_REDIRECT {
-        "redirect"
-    } else {
-        "pass"
+    match value.action {
+        ACTION_REDIRECT => "redirect",
+        ACTION_DIRECT => "direct",
+        ACTION_REFUSE_QUIC => "refuse_quic",
+        _ => "pass",
     }
 }

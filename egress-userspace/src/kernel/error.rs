@@ -3,7 +3,7 @@
 
 use std::{io, net::IpAddr, path::PathBuf};
 
-use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// Why capturing could not start, follow a snapshot, or answer. None of them leaves the kernel
 /// tables half changed; see the method that returns it.
@@ -71,7 +71,7 @@ pub enum KernelError {
         source: EbpfError,
     },
     /// The verifier refused a program.
-    #[error("the kernel's verifier refused {program} (its full log is at debug level): {log_end}")]
+    #[error("the kernel's verifier refused {program} (its full log stands above): {log_end}")]
     Verifier {
         /// The program.
         program: &'static str,
@@ -95,22 +95,14 @@ pub enum KernelError {
         name: &'static str,
     },
     /// A program could not be attached.
-    #[error("cannot attach {program} to {}", cgroup.display())]
+    #[error("cannot attach {program} to {target}")]
     Attach {
         /// The program.
         program: &'static str,
-        /// The cgroup.
-        cgroup: PathBuf,
+        /// The cgroup or interface.
+        target: String,
         /// The reason.
-        source: ProgramError,
-    },
-    /// A link could not be pinned.
-    #[error("cannot pin {}", path.display())]
-    Pin {
-        /// The pin.
-        path: PathBuf,
-        /// The reason.
-        source: PinError,
+        source: io::Error,
     },
     /// A map operation.
     #[error("cannot {action} map {map}")]

@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, MapError, MapInfo, MapType},
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError},
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd},
     util::KernelVersion,
 };
 use egress_common::{
@@ -20,6 +20,7 @@ use egress_common::{
     maps::{self, AgentIdentity},
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
+    workload::{WorkloadEntry, WorkloadKey},
 };
 
 use super::{bpffs::PinDirectory, cgroups::CgroupTree, error::KernelError, syscall};
@@ -28,14 +29,20 @@ use super::{bpffs::PinDirectory, cgroups::CgroupTree, error::KernelError, syscal
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_KERNEL_OBJECT"));
 /// bpf_get_netns_cookie-era helpers, SO_NETNS_COOKIE, lookup-and-delete on hash maps.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
-/// Programs that stay attached, in the order of attaching: who redirects comes last.
-pub const PROGRAMS: [&str; 5] = [
-    "egress_getpeername4",
-    "egress_getpeername6",
-    "egress_sockops",
-    "egress_connect4",
-    "egress_connect6",
+/// Programs that stay attached to cgroups, in the order of attaching: who redirects comes last.
+pub const PROGRAMS: [KernelProgram; 9] = [
+    KernelProgram::new("egress_getpeername4", 29),
+    KernelProgram::new("egress_getpeername6", 30),
+    KernelProgram::new("egress_sockops", 3),
+    KernelProgram::new("egress_sock_create", 2),
+    KernelProgram::new("egress_sendmsg4", 14),
+    KernelProgram::new("egress_sendmsg6", 15),
+    KernelProgram::new("egress_skb", 1),
+    KernelProgram::new("egress_connect4", 10),
+    KernelProgram::new("egress_connect6", 11),
 ];
+/// The program on the agent's end of pods' cables.
+pub const TC_PROGRAM: KernelProgram = KernelProgram::new("egress_tc", 46);
 /// The program that answers once, at start.
 const IDENTITY_PROGRAM: &str = "egress_identity";
 /// Lines of the verifier's log that an error carries.
@@ -44,6 +51,21 @@ const LOG_END_LINES: usize = 6;
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_BPF: u64 = 1 << 39;
+
+/// A program and where it is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelProgram {
+    /// Its name in the object, in `bpftool prog` and in its pins.
+    pub name: &'static str,
+    /// `enum bpf_attach_type` (uapi bpf.h).
+    pub attach_type: u32,
+}
+
+impl KernelProgram {
+    const fn new(name: &'static str, attach_type: u32) -> Self {
+        Self { name, attach_type }
+    }
+}
 
 /// Refuses early, with the remedy, what would fail obscurely later.
 pub fn check_environment() -> Result<(), KernelError> {
@@ -76,18 +98,33 @@ pub fn load(directory: &PinDirectory) -> Result<Ebpf, KernelError> {
         EbpfError::MapError(source) if is_permission(&source) => KernelError::NotPrivileged,
         source => KernelError::Load { source },
     })?;
-    for name in PROGRAMS.into_iter().chain([IDENTITY_PROGRAM]) {
+    let names = PROGRAMS.into_iter().chain([TC_PROGRAM]);
+    for name in names.map(|program| program.name).chain([IDENTITY_PROGRAM]) {
         let program = ebpf
             .program_mut(name)
             .ok_or(KernelError::NotInObject { name })?;
         let loaded = match program {
-            aya::programs::Program::CgroupSockAddr(program) => program.load(),
-            aya::programs::Program::SockOps(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::SockOps(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         loaded.map_err(|source| explain(name, source))?;
     }
     Ok(ebpf)
+}
+
+/// The descriptor of a loaded program.
+pub fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a ProgramFd, KernelError> {
+    ebpf.program(name)
+        .ok_or(KernelError::NotInObject { name })?
+        .fd()
+        .map_err(|source| KernelError::Program {
+            program: name,
+            source,
+        })
 }
 
 /// Takes a map out of the object in its typed form.
@@ -131,9 +168,8 @@ pub fn own_cgroup_id(ebpf: &mut Ebpf, tree: &CgroupTree) -> Result<u64, KernelEr
     };
     identity.set(0, question, 0).map_err(map_failed)?;
 
-    let attach_failed = |source| KernelError::Attach {
+    let attach_failed = |source| KernelError::Program {
         program: IDENTITY_PROGRAM,
-        cgroup: tree.mount_point().to_owned(),
         source,
     };
     let program: &mut CgroupSockAddr = ebpf
@@ -190,6 +226,20 @@ fn expected_shape(name: &str) -> Option<(Option<MapType>, u32, u32, u32)> {
     let lpm_prefix = size_of::<u32>();
     let (kind, key, value, capacity) = match name {
         maps::SETTINGS => (MapType::Array, 4, size_of::<Settings>(), 1),
+        maps::HEARTBEAT => (MapType::Array, 4, size_of::<u64>(), 1),
+        maps::WORKLOADS => (
+            MapType::Hash,
+            size_of::<WorkloadKey>(),
+            size_of::<WorkloadEntry>(),
+            maps::WORKLOADS_CAPACITY,
+        ),
+        maps::SIGHTINGS => (
+            MapType::LruHash,
+            size_of::<WorkloadKey>(),
+            size_of::<u64>(),
+            maps::SIGHTINGS_CAPACITY,
+        ),
+        maps::EVENTS => (MapType::RingBuf, 0, 0, maps::EVENTS_SIZE),
         maps::DESTINATIONS4 => (
             MapType::Hash,
             size_of::<DestinationKey4>(),
@@ -243,7 +293,7 @@ fn verifier_error(program: &'static str, log: &str, source: io::Error) -> Kernel
     if source.kind() == io::ErrorKind::PermissionDenied && log.trim().is_empty() {
         return KernelError::NotPrivileged;
     }
-    tracing::debug!(program, %log, "verifier log");
+    tracing::error!(program, %log, "verifier log");
     let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty()).collect();
     KernelError::Verifier {
         program,

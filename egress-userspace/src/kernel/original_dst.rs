@@ -13,7 +13,7 @@ use egress_common::{
     original_dst::{OriginalDst, OriginalDstKey},
 };
 
-use super::{cgroups::WorkloadFinder, error::KernelError, syscall};
+use super::{cgroups::WorkloadFinder, error::KernelError, pods::Pods, syscall};
 use crate::workload::Workload;
 
 /// Where an application wanted to go before the kernel redirected it.
@@ -31,6 +31,8 @@ pub struct Capture {
     pub netns_cookie: u64,
     /// Who it is, when known.
     pub workload: Option<Arc<Workload>>,
+    /// The caller's own address, when the socket shows only loopback: the pod's.
+    pub address: Option<IpAddr>,
 }
 
 /// Answers for accepted sockets. A clone is a handle to the same map; every proxy thread has one.
@@ -43,47 +45,73 @@ pub struct OriginalDestinations {
 struct Shared {
     map: MapData,
     netns_cookie: u64,
-    workloads: WorkloadFinder,
+    pods: Pods,
+    workloads: Arc<WorkloadFinder>,
 }
 
 impl OriginalDestinations {
-    /// Over the map `ORIGINAL_DST`; `netns_cookie` is that of the proxy's listeners.
-    pub(super) fn new(map: MapData, netns_cookie: u64, workloads: WorkloadFinder) -> Self {
+    /// Over the map `ORIGINAL_DST`; `netns_cookie` is the agent's.
+    pub(super) fn new(
+        map: MapData,
+        netns_cookie: u64,
+        pods: Pods,
+        workloads: Arc<WorkloadFinder>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 map,
                 netns_cookie,
+                pods,
                 workloads,
             }),
         }
     }
 
     /// Takes out what was recorded for the connection accepted at `local` from `peer`; v4-mapped
-    /// addresses stand for IPv4. `None`: the kernel did not redirect it, so it must be refused.
-    /// A second call for the same connection finds nothing.
+    /// addresses stand for IPv4. `pod` is the namespace cookie of the listener when it is not the
+    /// agent's. `None`: the kernel did not redirect it, so it must be refused. A second call for
+    /// the same connection finds nothing.
     ///
     /// # Errors
     /// [`KernelError::Call`] when the kernel refuses the lookup; refuse the connection.
     pub fn take(
         &self,
+        pod: Option<u64>,
         local: SocketAddr,
         peer: SocketAddr,
     ) -> Result<Option<Capture>, KernelError> {
-        let key = OriginalDstKey::new(self.shared.netns_cookie, stored(peer), stored(local));
+        let netns_cookie = pod.unwrap_or(self.shared.netns_cookie);
+        let key = OriginalDstKey::new(netns_cookie, stored(peer), stored(local));
         let found: Option<OriginalDst> = syscall::take_element(self.shared.map.fd().as_fd(), &key)
             .map_err(|source| KernelError::Call {
                 action: "look up an original destination",
                 source,
             })?;
-        Ok(found.map(|found| Capture {
-            destination: OriginalDestination(SocketAddr::new(
-                IpAddr::from(found.address),
-                found.port.number(),
-            )),
+        Ok(found.map(|found| self.capture(&found, peer)))
+    }
+
+    fn capture(&self, found: &OriginalDst, peer: SocketAddr) -> Capture {
+        let destination = SocketAddr::new(IpAddr::from(found.address), found.port.number());
+        let pod = match found.netns_cookie == self.shared.netns_cookie {
+            true => None,
+            false => self.shared.pods.find(found.netns_cookie),
+        };
+        let address = pod
+            .as_ref()
+            .filter(|_| peer.ip().to_canonical().is_loopback())
+            .and_then(|pod| pod.address_like(destination.ip()));
+        // The namespace is who it is; a task that moved to another cgroup is still the same pod.
+        let workload = match pod {
+            Some(pod) => pod.workload.clone(),
+            None => self.shared.workloads.find(found.cgroup_id),
+        };
+        Capture {
+            destination: OriginalDestination(destination),
             cgroup_id: found.cgroup_id,
             netns_cookie: found.netns_cookie,
-            workload: self.shared.workloads.find(found.cgroup_id),
-        }))
+            workload,
+            address,
+        }
     }
 }
 

@@ -2,19 +2,19 @@
 //! Which destinations the kernel redirects: from the services of a snapshot and the addresses of
 //! their names to the content of the destination maps. Pure; `destinations` carries it out.
 //!
-//! Only TCP ports count. The kernel knows addresses; which name a captured connection speaks to
-//! is found out by the proxy.
+//! TCP ports are redirected; UDP ports are let go, or refused where HTTP/3 would go around the proxy.
+//! The kernel knows addresses; which name a captured connection speaks to is found out by the proxy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use egress_common::{
     address::Port,
     redirect::{
-        ACTION_PASS, ACTION_REDIRECT, CidrKey4, CidrKey6, Destination, DestinationKey4,
-        DestinationKey6,
+        ACTION_DIRECT, ACTION_PASS, ACTION_REDIRECT, ACTION_REFUSE_QUIC, ANY_PROTOCOL, CidrKey4,
+        CidrKey6, Destination, DestinationKey4, DestinationKey6, TCP, UDP, strongest,
     },
 };
 use ipnet::IpNet;
@@ -54,13 +54,58 @@ pub(super) struct CidrEntry<K> {
 impl DestinationPlan {
     /// Redirects TCP connections to `network` on `port` (host byte order).
     pub fn redirect(&mut self, network: IpNet, port: u16) {
-        self.add(network, port, ACTION_REDIRECT);
+        self.add(network, (port, TCP), ACTION_REDIRECT);
     }
 
-    /// Leaves TCP connections to `network` alone on every port that is not redirected more
+    /// Lets `network` be reached directly on `port` (host byte order) of an IP protocol.
+    pub fn direct(&mut self, network: IpNet, port: u16, protocol: u8) {
+        self.add(network, (port, protocol), ACTION_DIRECT);
+    }
+
+    /// Refuses UDP to `network` on `port` (host byte order), unless it is let go.
+    pub fn refuse_quic(&mut self, network: IpNet, port: u16) {
+        self.add(network, (port, UDP), ACTION_REFUSE_QUIC);
+    }
+
+    /// Leaves `network` alone, whatever the protocol, on every port that is not registered more
     /// specifically.
     pub fn pass(&mut self, network: IpNet) {
-        self.add(network, ANY_PORT, ACTION_PASS);
+        self.add(network, (ANY_PORT, ANY_PROTOCOL), ACTION_PASS);
+    }
+
+    /// What the kernel would find: the same lookup, for questions that user space has. Costs the
+    /// number of CIDRs.
+    pub fn find(&self, address: IpAddr, port: u16, protocol: u8) -> Option<Destination> {
+        let port = Port::new(port);
+        let any = (Port::new(ANY_PORT), ANY_PROTOCOL);
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                let key = DestinationKey4::new(v4.into(), port, protocol);
+                let cidr = |(port, protocol): (Port, u8)| {
+                    let entries = self.cidrs4.iter().filter(|(entry, _)| {
+                        (entry.key.port, entry.key.protocol) == (port, protocol)
+                            && holds(entry.key.address.octets, entry.address_bits, v4.octets())
+                    });
+                    longest(entries.map(|(_, destination)| *destination))
+                };
+                let exact = self.addresses4.get(&key).copied();
+                let found = exact.unwrap_or_else(|| strongest(cidr((port, protocol)), cidr(any)));
+                (found != Destination::UNKNOWN).then_some(found)
+            }
+            IpAddr::V6(v6) => {
+                let key = DestinationKey6::new(v6.into(), port, protocol);
+                let cidr = |(port, protocol): (Port, u8)| {
+                    let entries = self.cidrs6.iter().filter(|(entry, _)| {
+                        (entry.key.port, entry.key.protocol) == (port, protocol)
+                            && holds(entry.key.address.octets, entry.address_bits, v6.octets())
+                    });
+                    longest(entries.map(|(_, destination)| *destination))
+                };
+                let exact = self.addresses6.get(&key).copied();
+                let found = exact.unwrap_or_else(|| strongest(cidr((port, protocol)), cidr(any)));
+                (found != Destination::UNKNOWN).then_some(found)
+            }
+        }
     }
 
     /// Number of map entries.
@@ -73,9 +118,9 @@ impl DestinationPlan {
         self.len() == 0
     }
 
-    fn add(&mut self, network: IpNet, port: u16, action: u8) {
-        let number = port;
-        let port = Port::new(port);
+    /// The first entry for a key stays, unless the new one redirects or lets go what it does not.
+    fn add(&mut self, network: IpNet, (number, protocol): (u16, u8), action: u8) {
+        let port = Port::new(number);
         let (address, address_bits) = canonical(network);
         let destination = Destination {
             action,
@@ -85,38 +130,83 @@ impl DestinationPlan {
         let exact = number != ANY_PORT;
         match address {
             IpAddr::V4(v4) if exact && address_bits == V4_BITS => {
-                let key = DestinationKey4::tcp(v4.into(), port);
-                self.addresses4.insert(key, destination);
+                let key = DestinationKey4::new(v4.into(), port, protocol);
+                put(&mut self.addresses4, key, destination);
             }
             IpAddr::V6(v6) if exact && address_bits == V6_BITS => {
-                let key = DestinationKey6::tcp(v6.into(), port);
-                self.addresses6.insert(key, destination);
+                let key = DestinationKey6::new(v6.into(), port, protocol);
+                put(&mut self.addresses6, key, destination);
             }
             IpAddr::V4(v4) => {
-                let key = CidrKey4::tcp(v4.into(), port);
+                let key = CidrKey4::new(v4.into(), port, protocol);
                 let entry = CidrEntry { address_bits, key };
-                self.cidrs4.insert(entry, destination);
+                put(&mut self.cidrs4, entry, destination);
             }
             IpAddr::V6(v6) => {
-                let key = CidrKey6::tcp(v6.into(), port);
+                let key = CidrKey6::new(v6.into(), port, protocol);
                 let entry = CidrEntry { address_bits, key };
-                self.cidrs6.insert(entry, destination);
+                put(&mut self.cidrs6, entry, destination);
             }
         }
     }
 }
 
+/// Of two actions for one destination: redirecting wins, then letting go, then refusing.
+fn put<K: Ord>(entries: &mut BTreeMap<K, Destination>, key: K, new: Destination) {
+    let rank = |destination: &Destination| match destination.action {
+        ACTION_REDIRECT => 3,
+        ACTION_DIRECT => 2,
+        ACTION_REFUSE_QUIC => 1,
+        _ => 0,
+    };
+    let entry = entries.entry(key).or_insert(new);
+    if rank(&new) > rank(entry) {
+        *entry = new;
+    }
+}
+
+/// Whether a network of that many bits holds an address of the same family.
+fn holds<const N: usize>(network: [u8; N], bits: u8, address: [u8; N]) -> bool {
+    let (whole, rest) = (usize::from(bits / 8), bits % 8);
+    let mask = !(0xff_u8.checked_shr(u32::from(rest)).unwrap_or(0));
+    network[..whole] == address[..whole]
+        && (rest == 0 || (network[whole] ^ address[whole]) & mask == 0)
+}
+
+fn longest(found: impl Iterator<Item = Destination>) -> Destination {
+    found
+        .max_by_key(|destination| destination.address_bits)
+        .unwrap_or(Destination::UNKNOWN)
+}
+
+/// What is let go beside what objects register.
+#[derive(Debug, Clone, Default)]
+pub struct Allowances {
+    /// Networks that are inside: never captured unless registered, never refused.
+    pub internal: Vec<IpNet>,
+    /// Resolvers, reachable on their port by UDP and TCP.
+    pub resolvers: Vec<SocketAddr>,
+    /// Whether UDP to registered HTTP and TLS ports is let go like any other UDP.
+    pub quic: bool,
+}
+
 /// What the kernel must redirect for these objects: the addresses of every service that somebody
-/// may see, on its TCP ports.
+/// may see, on its TCP ports; its UDP ports are let go.
 ///
 /// Addresses are, first that applies: the declared ones; every address when the entry is a
 /// wildcard or has resolution NONE; the host itself when it is an address; what the book knows of
-/// the host, retired addresses included, since applications cache. `internal` networks pass
-/// unless something more specific is registered.
-pub fn plan(objects: &Objects, book: &AddressBook, internal: &[IpNet]) -> DestinationPlan {
+/// the host, retired addresses included, since applications cache. Internal networks pass unless
+/// something more specific is registered. UDP to a port that speaks HTTP or TLS is refused, since
+/// HTTP/3 would go around the proxy, unless a UDP port is registered there.
+pub fn plan(objects: &Objects, book: &AddressBook, allowed: &Allowances) -> DestinationPlan {
     let mut plan = DestinationPlan::default();
-    for network in internal {
+    for network in &allowed.internal {
         plan.pass(*network);
+    }
+    for resolver in &allowed.resolvers {
+        for protocol in [TCP, UDP] {
+            plan.direct(IpNet::from(resolver.ip()), resolver.port(), protocol);
+        }
     }
     for service in &objects.services {
         if service.export_to == ExportTo::Nobody {
@@ -124,11 +214,17 @@ pub fn plan(objects: &Objects, book: &AddressBook, internal: &[IpNet]) -> Destin
         }
         let networks = networks(service, book);
         for port in &service.ports {
-            if port.protocol == Protocol::Udp {
-                continue;
-            }
             for network in &networks {
-                plan.redirect(*network, port.number);
+                match port.protocol {
+                    Protocol::Udp => plan.direct(*network, port.number, UDP),
+                    Protocol::Tcp => plan.redirect(*network, port.number),
+                    _ => {
+                        plan.redirect(*network, port.number);
+                        if !allowed.quic {
+                            plan.refuse_quic(*network, port.number);
+                        }
+                    }
+                }
             }
         }
     }
@@ -279,10 +375,18 @@ mod tests {
         plan
     }
 
+    /// Everything else is tested with QUIC let go.
+    fn no_allowances() -> Allowances {
+        Allowances {
+            quic: true,
+            ..Allowances::default()
+        }
+    }
+
     // design.md section 3; istio-egress.md, ServiceEntry resolution and addresses.
     #[test]
     fn each_kind_of_service_is_registered_by_the_addresses_applications_dial() {
-        use Protocol::{Http, Tls, Udp};
+        use Protocol::{Http, Tls};
         let any = ["0.0.0.0/0", "::/0"];
         for (what, service, redirected) in [
             (
@@ -356,16 +460,6 @@ mod tests {
                 vec![("192.0.2.9", 80)],
             ),
             (
-                "UDP ports do not count",
-                service(
-                    exact("httpbin.org"),
-                    Resolution::None,
-                    &["192.0.2.1"],
-                    &[(53, Udp)],
-                ),
-                vec![],
-            ),
-            (
                 "a v4-mapped address is the IPv4 address",
                 service(
                     exact("m.example"),
@@ -376,8 +470,109 @@ mod tests {
                 vec![("192.0.2.1", 80), ("198.51.100.0/24", 80)],
             ),
         ] {
-            let plan = plan(&objects(vec![service]), &book(), &[]);
+            let plan = plan(&objects(vec![service]), &book(), &no_allowances());
             assert_eq!(plan, expected(&redirected), "{what}");
+        }
+    }
+
+    #[test]
+    fn udp_is_let_go_where_registered_and_refused_where_http3_would_go() {
+        use Protocol::{Http, Https, Tcp, Udp};
+        let web = service(
+            exact("web.example"),
+            Resolution::None,
+            &["192.0.2.1"],
+            &[(80, Http), (443, Https), (5432, Tcp)],
+        );
+        let h3 = service(
+            exact("h3.example"),
+            Resolution::None,
+            &["192.0.2.2"],
+            &[(443, Https), (4433, Udp)],
+        );
+        let same_port = service(
+            exact("u.example"),
+            Resolution::None,
+            &["192.0.2.2"],
+            &[(443, Udp)],
+        );
+        let objects = objects(vec![web, h3, same_port]);
+        let allowed = Allowances {
+            resolvers: vec!["9.9.9.9:53".parse().unwrap()],
+            internal: vec![net("10.0.0.0/8")],
+            quic: false,
+        };
+        let strict = plan(&objects, &book(), &allowed);
+        let lenient = plan(
+            &objects,
+            &book(),
+            &Allowances {
+                quic: true,
+                ..allowed
+            },
+        );
+        for (address, port, protocol, expected, with_quic) in [
+            (
+                "192.0.2.1",
+                443,
+                TCP,
+                Some(ACTION_REDIRECT),
+                Some(ACTION_REDIRECT),
+            ),
+            ("192.0.2.1", 443, UDP, Some(ACTION_REFUSE_QUIC), None),
+            ("192.0.2.1", 80, UDP, Some(ACTION_REFUSE_QUIC), None),
+            ("192.0.2.1", 5432, UDP, None, None),
+            (
+                "192.0.2.2",
+                4433,
+                UDP,
+                Some(ACTION_DIRECT),
+                Some(ACTION_DIRECT),
+            ),
+            (
+                "192.0.2.2",
+                443,
+                UDP,
+                Some(ACTION_DIRECT),
+                Some(ACTION_DIRECT),
+            ),
+            ("9.9.9.9", 53, UDP, Some(ACTION_DIRECT), Some(ACTION_DIRECT)),
+            ("9.9.9.9", 53, TCP, Some(ACTION_DIRECT), Some(ACTION_DIRECT)),
+            ("9.9.9.9", 443, TCP, None, None),
+            (
+                "10.200.3.4",
+                9999,
+                132,
+                Some(ACTION_PASS),
+                Some(ACTION_PASS),
+            ),
+            ("11.0.0.1", 9999, 132, None, None),
+        ] {
+            let action = |plan: &DestinationPlan| {
+                let found = plan.find(address.parse().unwrap(), port, protocol);
+                found.map(|destination| destination.action)
+            };
+            assert_eq!(action(&strict), expected, "{address} {port}/{protocol}");
+            assert_eq!(action(&lenient), with_quic, "{address} {port}/{protocol}");
+        }
+    }
+
+    #[test]
+    fn network_holds_the_addresses_that_share_its_bits() {
+        for (network, bits, address, expected) in [
+            ([10, 0, 0, 0], 8, [10, 1, 2, 3], true),
+            ([10, 0, 0, 0], 8, [11, 1, 2, 3], false),
+            ([172, 16, 0, 0], 12, [172, 31, 0, 1], true),
+            ([172, 16, 0, 0], 12, [172, 32, 0, 1], false),
+            ([0, 0, 0, 0], 0, [203, 0, 113, 5], true),
+            ([1, 2, 3, 4], 32, [1, 2, 3, 4], true),
+            ([1, 2, 3, 4], 32, [1, 2, 3, 5], false),
+        ] {
+            assert_eq!(
+                holds(network, bits, address),
+                expected,
+                "{network:?}/{bits} {address:?}"
+            );
         }
     }
 
@@ -392,16 +587,16 @@ mod tests {
                 &[(80, Protocol::Http)],
             )
         };
-        assert!(plan(&objects(vec![hidden]), &book(), &[]).is_empty());
+        assert!(plan(&objects(vec![hidden]), &book(), &no_allowances()).is_empty());
     }
 
     #[test]
     fn internal_networks_pass_on_every_port() {
-        let plan = plan(
-            &objects(Vec::new()),
-            &book(),
-            &[net("10.0.0.0/8"), net("::1/128")],
-        );
+        let allowed = Allowances {
+            internal: vec![net("10.0.0.0/8"), net("::1/128")],
+            ..no_allowances()
+        };
+        let plan = plan(&objects(Vec::new()), &book(), &allowed);
         assert_eq!(plan.cidrs4.len(), 1);
         let (entry, destination) = plan.cidrs4.first_key_value().unwrap();
         assert_eq!(entry.key.port.number(), ANY_PORT);

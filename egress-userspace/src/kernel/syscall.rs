@@ -19,23 +19,38 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 /// getsockopt(2) level SOL_SOCKET, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// `struct bpf_link_info` as far as cgroup links use it.
+/// `struct bpf_link_info` as far as cgroup links and tcx links use it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CgroupLinkInfo {
+pub struct LinkInfo {
     kind: u32,
     id: u32,
     program_id: u32,
     padding: u32,
-    /// The cgroup it is attached to; 0 when that cgroup is gone.
-    pub cgroup_id: u64,
+    target: [u32; 2],
     attach_type: u32,
     padding_end: u32,
+}
+
+impl LinkInfo {
+    /// The cgroup a cgroup link is attached to; 0 when that cgroup is gone.
+    pub fn cgroup_id(&self) -> u64 {
+        let [first, second] = self.target.map(u32::to_ne_bytes);
+        let [a, b, c, d] = first;
+        let [e, f, g, h] = second;
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// The interface a tcx link is attached to; 0 when it is gone.
+    pub fn interface(&self) -> u32 {
+        self.target[0]
+    }
 }
 
 #[repr(C)]
@@ -59,6 +74,15 @@ struct MapElement {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program_fd: u32,
+    /// A cgroup's descriptor, or the index of an interface.
+    target: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 #[repr(C)]
@@ -93,9 +117,39 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut attribute).map(drop)
 }
 
-/// What the kernel knows of a cgroup link.
-pub fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
-    let mut info = CgroupLinkInfo::default();
+/// Attaches a program to a cgroup (Linux 5.7). A link always allows other programs beside it.
+pub fn link_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    link(program, cgroup.as_raw_fd() as u32, attach_type)
+}
+
+/// Attaches a program to an interface (tcx, Linux 6.6).
+pub fn link_interface(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    link(program, interface, attach_type)
+}
+
+fn link(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attribute = LinkCreate {
+        program_fd: program.as_raw_fd() as u32,
+        target,
+        attach_type,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attribute)?;
+    // SAFETY: BPF_LINK_CREATE returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel knows of a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
     let mut attribute = InfoByFd {
         fd: link.as_raw_fd() as u32,
         length: size_of_val(&info) as u32,

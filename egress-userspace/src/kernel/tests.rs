@@ -13,8 +13,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use egress_common::maps::LAYOUT_VERSION;
+
 use super::{
-    Capture, CaptureSettings, DestinationPlan, FailurePolicy, KernelError, Workloads,
+    Capture, CaptureSettings, DestinationPlan, FailurePolicy, KernelError, PROGRAMS, Workloads,
     cgroups::cgroup2_mounts, dump_maps, original_dst::OriginalDestination,
 };
 
@@ -225,7 +227,7 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
         "[2001:db8::5]:80",
         "[2001:db8:1::9]:443",
     ];
-    assert_dump_names_fields(&lab.bpffs.join("v1/DESTINATIONS4"));
+    assert_dump_names_fields(&lab.bpffs.join(format!("v{LAYOUT_VERSION}/DESTINATIONS4")));
     let seen = lab.connect(&destinations);
     let expected: Vec<String> = destinations
         .iter()
@@ -237,7 +239,12 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
     let accepted = lab.proxy.accept_all();
     let taken: Vec<_> = accepted
         .iter()
-        .map(|(local, peer)| originals.take(*local, *peer).unwrap().expect("recorded"))
+        .map(|(local, peer)| {
+            originals
+                .take(None, *local, *peer)
+                .unwrap()
+                .expect("recorded")
+        })
         .collect();
     let addresses: Vec<_> = taken.iter().map(|taken| taken.destination).collect();
     assert_eq!(
@@ -255,7 +262,7 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
     assert!(taken.iter().all(|taken| taken.cgroup_id == cgroup));
     let (local, peer) = accepted[0];
     assert!(
-        originals.take(local, peer).unwrap().is_none(),
+        originals.take(None, local, peer).unwrap().is_none(),
         "taken only once"
     );
     for (program, outcome, expected) in [
@@ -293,7 +300,11 @@ fn other_destinations_are_left_alone() {
     let accepted = lab.proxy.accept_all();
     let (local, peer) = accepted[0];
     assert!(
-        capture.originals().take(local, peer).unwrap().is_none(),
+        capture
+            .originals()
+            .take(None, local, peer)
+            .unwrap()
+            .is_none(),
         "a connection straight to the proxy has no original destination"
     );
 
@@ -331,6 +342,8 @@ fn without_a_reachable_redirect_address_the_failure_policy_decides() {
     let Some(lab) = Lab::new("policy") else {
         return;
     };
+    // Nobody has opened a listener in this namespace.
+    let pod = Pod::new(132);
     for (policy, outcome, seen) in [
         (
             FailurePolicy::Closed,
@@ -343,19 +356,19 @@ fn without_a_reachable_redirect_address_the_failure_policy_decides() {
             "error ConnectionRefused",
         ),
     ] {
-        let closed_port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let closed_port = TcpListener::bind((pod.node, 0)).unwrap();
         let address = closed_port.local_addr().unwrap();
         drop(closed_port);
         let settings = CaptureSettings {
             failure_policy: policy,
-            redirect_ips: vec![Ipv6Addr::LOCALHOST.into()],
             ..lab.settings()
         };
         let mut capture = Capture::start(&settings).unwrap();
         let mut wanted = DestinationPlan::default();
         wanted.redirect(address.ip().into(), address.port());
         capture.publish(&wanted).unwrap();
-        assert_eq!(lab.connect(&[&address.to_string()]), [seen], "{policy:?}");
+        let found = lab.connect_from(&pod.netns(), &[&address.to_string()]);
+        assert_eq!(found, [seen], "{policy:?}");
         assert_eq!(count(&capture, "connect4", outcome), 1, "{policy:?}");
         capture.stop().unwrap();
     }
@@ -390,7 +403,11 @@ fn pins_of_a_killed_agent_are_taken_over() {
     lab.proxy.accept_all();
 
     let links = || {
-        let links = lab.bpffs.join("v1/links").read_dir().unwrap();
+        let links = lab
+            .bpffs
+            .join(format!("v{LAYOUT_VERSION}/links"))
+            .read_dir()
+            .unwrap();
         links
             .map(|link| link.unwrap().file_name())
             .collect::<Vec<_>>()
@@ -405,7 +422,13 @@ fn pins_of_a_killed_agent_are_taken_over() {
         "the old table is in force until the first plan"
     );
     let (local, peer) = lab.proxy.accept_all()[0];
-    assert!(capture.originals().take(local, peer).unwrap().is_some());
+    assert!(
+        capture
+            .originals()
+            .take(None, local, peer)
+            .unwrap()
+            .is_some()
+    );
     capture.publish(&plan(&[])).unwrap();
     let dump = dump_maps(&lab.bpffs).unwrap();
     assert_eq!(dump["DESTINATIONS4"].as_array().unwrap().len(), 0);
@@ -445,8 +468,12 @@ fn link_of_a_removed_cgroup_is_replaced() {
     fs::create_dir(&lab.cgroup).unwrap();
     let mut capture = Capture::start(&lab.settings()).unwrap();
     assert_eq!(
-        lab.bpffs.join("v1/links").read_dir().unwrap().count(),
-        5,
+        lab.bpffs
+            .join(format!("v{LAYOUT_VERSION}/links"))
+            .read_dir()
+            .unwrap()
+            .count(),
+        PROGRAMS.len(),
         "links to the old cgroup are gone"
     );
     capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
@@ -484,7 +511,7 @@ fn pin_directory_outside_of_a_bpf_file_system_gets_one() {
         ..lab.settings()
     };
     let capture = Capture::start(&settings).unwrap();
-    assert!(bpffs.join("v1/SETTINGS").exists());
+    assert!(bpffs.join(format!("v{LAYOUT_VERSION}/SETTINGS")).exists());
     capture.stop().unwrap();
     assert!(!bpffs.exists());
 }
@@ -492,24 +519,31 @@ fn pin_directory_outside_of_a_bpf_file_system_gets_one() {
 /// A network namespace joined to ours by a veth pair, gone when dropped.
 struct Pod {
     name: String,
+    node: Ipv4Addr,
+    address: Ipv4Addr,
 }
 
 impl Pod {
-    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 129);
-
-    fn new() -> Self {
+    /// The fourth octets of its and the node's end are above `base`.
+    fn new(base: u8) -> Self {
         let pod = Self {
-            name: format!("egrk{}", std::process::id()),
+            name: format!("egrk{}-{base}", std::process::id() % 100_000),
+            node: Ipv4Addr::new(192, 0, 2, base + 1),
+            address: Ipv4Addr::new(192, 0, 2, base + 2),
         };
-        let name = &pod.name;
+        let Self {
+            name,
+            node,
+            address,
+        } = &pod;
         for arguments in [
             format!("netns add {name}"),
             format!("link add {name} type veth peer name eth0 netns {name}"),
-            format!("addr add {}/30 dev {name}", Self::NODE),
+            format!("addr add {node}/30 dev {name}"),
             format!("link set {name} up"),
-            format!("-n {name} addr add 192.0.2.130/30 dev eth0"),
+            format!("-n {name} addr add {address}/30 dev eth0"),
             format!("-n {name} link set eth0 up"),
-            format!("-n {name} route add default via {}", Self::NODE),
+            format!("-n {name} route add default via {node}"),
         ] {
             let status = Command::new("ip").args(arguments.split(' ')).status();
             assert!(status.unwrap().success(), "ip {arguments}");
@@ -535,13 +569,13 @@ fn pod_in_its_own_network_namespace_reaches_the_node_address() {
     let Some(lab) = Lab::new("pod") else {
         return;
     };
-    let pod = Pod::new();
-    let node = TcpListener::bind((Pod::NODE, lab.proxy.port)).unwrap();
+    let pod = Pod::new(128);
+    let node = TcpListener::bind((pod.node, lab.proxy.port)).unwrap();
     let settings = CaptureSettings {
         redirect_ips: vec![
             Ipv4Addr::LOCALHOST.into(),
             Ipv6Addr::LOCALHOST.into(),
-            Pod::NODE.into(),
+            pod.node.into(),
         ],
         ..lab.settings()
     };
@@ -556,9 +590,9 @@ fn pod_in_its_own_network_namespace_reaches_the_node_address() {
     let originals = capture.originals();
     for expected in destinations {
         let (stream, peer) = node.accept().unwrap();
-        assert_eq!(peer.ip(), IpAddr::from([192, 0, 2, 130]));
+        assert_eq!(peer.ip(), IpAddr::from(pod.address));
         let taken = originals
-            .take(stream.local_addr().unwrap(), peer)
+            .take(None, stream.local_addr().unwrap(), peer)
             .unwrap()
             .expect("recorded");
         assert_eq!(taken.destination.0, expected.parse().unwrap());
@@ -592,7 +626,11 @@ fn workload_is_named_by_its_cgroup() {
     capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
     lab.connect(&["203.0.113.5:80"]);
     let (local, peer) = lab.proxy.accept_all()[0];
-    let taken = capture.originals().take(local, peer).unwrap().unwrap();
+    let taken = capture
+        .originals()
+        .take(None, local, peer)
+        .unwrap()
+        .unwrap();
     let workload = taken.workload.expect("the pattern matches");
     assert_eq!(
         (workload.namespace.as_str(), workload.name.as_str()),

@@ -25,7 +25,7 @@ use super::{
     http,
     prefixed::Prefixed,
     tcp::{self, Relay},
-    worker::Downstream,
+    worker::{Downstream, Entrance},
 };
 use crate::{
     config::snapshot::Snapshot,
@@ -125,13 +125,12 @@ pub struct HttpConnection {
     pub peer: Arc<Peer>,
 }
 
-/// Serves one accepted socket. `server_port` is the Gateway server's port the listener stands for;
-/// unused on a node.
-pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, server_port: u16) {
+/// Serves one socket, accepted at `entrance`.
+pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance) {
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(peer) = identify(&worker, local, remote, server_port) else {
+        let Some(peer) = identify(&worker, local, remote, entrance) else {
             return Ok(());
         };
         dispatch(&worker, stream, peer).await
@@ -148,15 +147,18 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, s
 fn identify(
     worker: &Worker,
     local: SocketAddr,
-    remote: SocketAddr,
-    server_port: u16,
+    mut remote: SocketAddr,
+    entrance: Entrance,
 ) -> Option<Arc<Peer>> {
     let (start, started) = (SystemTime::now(), Instant::now());
     let (local, original, port, workload) = match &worker.downstream {
-        Downstream::Gateway => (unmapped(local), None, server_port, None),
-        Downstream::Mesh(take) => match take(local, remote) {
+        Downstream::Gateway => (unmapped(local), None, entrance.server_port, None),
+        Downstream::Mesh(take) => match take(entrance.pod, local, remote) {
             Some(capture) => {
                 let original = unmapped(capture.destination.0);
+                if let Some(address) = capture.address {
+                    remote.set_ip(address);
+                }
                 (original, Some(original), original.port(), capture.workload)
             }
             None => {

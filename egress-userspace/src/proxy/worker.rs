@@ -3,7 +3,7 @@
 //! ports of the configuration, draining. Knows nothing of what a connection carries.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt, io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -15,7 +15,7 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,8 +39,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often idle upstream connections that have been closed leave the pool.
 const SWEEP: Duration = Duration::from_secs(10);
 
-/// Takes what the kernel recorded of a connection, by its local and peer address.
-pub type Originals = Arc<dyn Fn(SocketAddr, SocketAddr) -> Option<Capture> + Send + Sync>;
+/// Takes what the kernel recorded of a connection: by the pod whose namespace the listener is in,
+/// and the connection's local and peer address.
+pub type Originals =
+    Arc<dyn Fn(Option<u64>, SocketAddr, SocketAddr) -> Option<Capture> + Send + Sync>;
+
+/// The listener that a connection came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entrance {
+    /// The Gateway server's port that it stands for; its own port on a node.
+    pub server_port: u16,
+    /// Cookie of the pod's network namespace that it is in; `None`: the proxy's own.
+    pub pod: Option<u64>,
+}
 
 /// Where accepted sockets come from.
 #[derive(Clone)]
@@ -126,6 +137,44 @@ pub struct Stop {
 #[derive(Debug)]
 pub struct Proxy {
     threads: Vec<thread::JoinHandle<()>>,
+    inside: Inside,
+}
+
+/// Hands the workers listeners that were opened inside pods.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    workers: Vec<mpsc::UnboundedSender<InPod>>,
+}
+
+/// What a worker is told of a pod.
+#[derive(Debug)]
+enum InPod {
+    /// Accept from these.
+    Open(u64, Vec<std::net::TcpListener>),
+    /// Close them; connections go on.
+    Close(u64),
+}
+
+impl Inside {
+    /// How many listeners a pod needs for each address.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Accepts from listeners of a pod, one element for each worker. Those it had are closed.
+    pub fn open(&self, netns_cookie: u64, listeners: Vec<Vec<std::net::TcpListener>>) {
+        for (worker, listeners) in self.workers.iter().zip(listeners) {
+            // A worker that has ended accepts nothing more.
+            let _ = worker.send(InPod::Open(netns_cookie, listeners));
+        }
+    }
+
+    /// Closes the listeners of a pod; its connections go on.
+    pub fn close(&self, netns_cookie: u64) {
+        for worker in &self.workers {
+            let _ = worker.send(InPod::Close(netns_cookie));
+        }
+    }
 }
 
 impl Proxy {
@@ -154,11 +203,14 @@ impl Proxy {
             prepared.push((recorder, listeners));
         }
         let mut threads = Vec::with_capacity(prepared.len());
+        let mut workers = Vec::with_capacity(prepared.len());
         for (index, (recorder, listeners)) in prepared.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|source| ProxyError::Thread { source })?;
+            let (sender, pods) = mpsc::unbounded_channel();
+            workers.push(sender);
             let worker = Arc::new(Worker {
                 downstream: downstream.clone(),
                 snapshots: Latest::new(feeds.snapshots.clone()),
@@ -170,17 +222,27 @@ impl Proxy {
                 tasks: TaskTracker::new(),
                 drain: stop.drain.clone(),
             });
-            let (settings, cut) = (settings.clone(), stop.now.clone());
-            let snapshots = feeds.snapshots.clone();
+            let follows = Follows {
+                settings: settings.clone(),
+                snapshots: feeds.snapshots.clone(),
+                pods,
+                cut: stop.now.clone(),
+            };
             let thread = thread::Builder::new()
                 .name(format!("proxy-{index}"))
-                .spawn(move || {
-                    runtime.block_on(run(worker, listeners, settings, snapshots, cut));
-                })
+                .spawn(move || runtime.block_on(run(worker, listeners, follows)))
                 .map_err(|source| ProxyError::Thread { source })?;
             threads.push(thread);
         }
-        Ok(Self { threads })
+        Ok(Self {
+            threads,
+            inside: Inside { workers },
+        })
+    }
+
+    /// Where listeners inside pods go.
+    pub fn inside(&self) -> Inside {
+        self.inside.clone()
     }
 
     /// Waits until every thread has ended: at most for the drain time, less when `now` is
@@ -252,18 +314,33 @@ fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ProxyError> {
     bound().map_err(|source| ProxyError::Bind { address, source })
 }
 
-/// One worker thread: accepts until the drain, then waits for its tasks up to the deadline.
-async fn run(
-    worker: Arc<Worker>,
-    first: Listeners,
+/// What a worker thread follows while it runs.
+struct Follows {
     settings: ProxySettings,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    pods: mpsc::UnboundedReceiver<InPod>,
     cut: CancellationToken,
-) {
+}
+
+/// One worker thread: accepts until the drain, then waits for its tasks up to the deadline.
+async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
+    let Follows {
+        settings,
+        mut snapshots,
+        mut pods,
+        cut,
+    } = follows;
     let mut accepting = BTreeMap::new();
     for (key, listener) in first {
-        start_accepting(&worker, key, listener, &mut accepting);
+        let entrance = Entrance {
+            server_port: key.1,
+            pod: None,
+        };
+        if let Some(stop) = start_accepting(&worker, listener, entrance) {
+            accepting.insert(key, stop);
+        }
     }
+    let mut inside: HashMap<u64, CancellationToken> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -276,9 +353,11 @@ async fn run(
                 let snapshot = snapshots.borrow_and_update().clone();
                 follow(&worker, &settings.listen, &snapshot, &mut accepting);
             }
+            Some(change) = pods.recv() => follow_pods(&worker, change, &mut inside),
             _ = sweep.tick() => worker.pool.sweep(),
         }
     }
+    drop(inside);
     drop(accepting);
     worker.pool.close();
     worker.tasks.close();
@@ -314,7 +393,15 @@ fn follow(
             continue;
         }
         match bind(key.0) {
-            Ok(listener) => start_accepting(worker, key, listener, accepting),
+            Ok(listener) => {
+                let entrance = Entrance {
+                    server_port: key.1,
+                    pod: None,
+                };
+                if let Some(stop) = start_accepting(worker, listener, entrance) {
+                    accepting.insert(key, stop);
+                }
+            }
             Err(error) => tracing::error!(
                 address = %key.0,
                 error = %std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default(),
@@ -324,29 +411,66 @@ fn follow(
     }
 }
 
+/// Opens and closes the listeners inside a pod.
+fn follow_pods(worker: &Arc<Worker>, change: InPod, inside: &mut HashMap<u64, CancellationToken>) {
+    match change {
+        InPod::Open(netns_cookie, listeners) => {
+            let stop = worker.drain.child_token();
+            for listener in listeners {
+                let server_port = listener.local_addr().map_or(0, |address| address.port());
+                let entrance = Entrance {
+                    server_port,
+                    pod: Some(netns_cookie),
+                };
+                accept_until(worker, listener, entrance, stop.clone());
+            }
+            if let Some(earlier) = inside.insert(netns_cookie, stop) {
+                earlier.cancel();
+            }
+        }
+        InPod::Close(netns_cookie) => {
+            if let Some(stop) = inside.remove(&netns_cookie) {
+                stop.cancel();
+            }
+        }
+    }
+}
+
 fn start_accepting(
     worker: &Arc<Worker>,
-    key: (SocketAddr, u16),
     listener: std::net::TcpListener,
-    accepting: &mut BTreeMap<(SocketAddr, u16), CancellationToken>,
-) {
+    entrance: Entrance,
+) -> Option<CancellationToken> {
+    let stop = worker.drain.child_token();
+    accept_until(worker, listener, entrance, stop.clone()).then_some(stop)
+}
+
+/// False, and logged, when the runtime cannot watch the listener.
+fn accept_until(
+    worker: &Arc<Worker>,
+    listener: std::net::TcpListener,
+    entrance: Entrance,
+    stop: CancellationToken,
+) -> bool {
     match TcpListener::from_std(listener) {
         Ok(listener) => {
-            let stop = worker.drain.child_token();
-            accepting.insert(key, stop.clone());
-            let accepted = worker.clone();
+            let accepting = worker.clone();
             worker
                 .tasks
-                .spawn(async move { accept(accepted, listener, key.1, stop).await });
+                .spawn(async move { accept(accepting, listener, entrance, stop).await });
+            true
         }
-        Err(error) => tracing::error!(address = %key.0, %error, "cannot listen"),
+        Err(error) => {
+            tracing::error!(?entrance, %error, "cannot listen");
+            false
+        }
     }
 }
 
 async fn accept(
     worker: Arc<Worker>,
     listener: TcpListener,
-    server_port: u16,
+    entrance: Entrance,
     stop: CancellationToken,
 ) {
     loop {
@@ -355,7 +479,7 @@ async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, remote)) => start_serving(&worker, stream, remote, server_port),
+            Ok((stream, remote)) => start_serving(&worker, stream, remote, entrance),
             Err(error) if out_of_descriptors(&error) => {
                 tracing::warn!(%error, "cannot accept: pausing");
                 worker.recorder.connection_refused("out_of_descriptors");
@@ -367,11 +491,11 @@ async fn accept(
     }
 }
 
-fn start_serving(worker: &Arc<Worker>, stream: TcpStream, remote: SocketAddr, server_port: u16) {
+fn start_serving(worker: &Arc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance) {
     let serving = worker.clone();
     worker
         .tasks
-        .spawn(async move { connection::serve(serving, stream, remote, server_port).await });
+        .spawn(async move { connection::serve(serving, stream, remote, entrance).await });
 }
 
 fn out_of_descriptors(error: &io::Error) -> bool {

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Shows the kernel programs that the agent is alive. When the beat stops, `--failure-policy`
+//! decides about registered destinations.
+//!
+//! A thread of its own: a long rebuild of the configuration must not look like a death.
+
+use std::{
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use aya::maps::{Array, MapData};
+use nix::time::{ClockId, clock_gettime};
+
+use super::error::KernelError;
+
+/// Time between two beats.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// Age from which the agent counts as dead: a machine too busy to run a thread for so long would
+/// not serve connections either.
+pub const LIMIT: Duration = Duration::from_secs(2);
+
+/// A beating heart; stops when dropped.
+#[derive(Debug)]
+pub struct Heartbeat {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeat {
+    /// Beats once, then starts the thread.
+    pub fn start(mut map: Array<MapData, u64>) -> Result<Self, KernelError> {
+        beat(&mut map)?;
+        let (stop, stopped) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || {
+                while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                    if let Err(error) = beat(&mut map) {
+                        tracing::error!(%error, "heartbeat");
+                    }
+                }
+            })
+            .map_err(|source| KernelError::Call {
+                action: "start the heartbeat thread",
+                source,
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It logs what goes wrong and does not panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Writes CLOCK_MONOTONIC, which is what bpf_ktime_get_ns reads.
+fn beat(map: &mut Array<MapData, u64>) -> Result<(), KernelError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| KernelError::Call {
+        action: "read CLOCK_MONOTONIC",
+        source: errno.into(),
+    })?;
+    let nanoseconds = Duration::from(now).as_nanos() as u64;
+    map.set(0, nanoseconds, 0)
+        .map_err(|source| KernelError::Map {
+            action: "write",
+            map: egress_common::maps::HEARTBEAT,
+            source,
+        })
+}
