@@ -10,6 +10,7 @@
 )]
 
 mod actions;
+mod bypass;
 mod capture;
 mod destinations;
 mod http;
