@@ -9,6 +9,7 @@
 //! - [`mod@bypass`]: an application that tries one way around a capture (binary `lab-bypass`), with
 //!   [`packet`]s made by hand; [`sink`]: what arrives outside, packet by packet (binary `lab-sink`).
 //! - [`net`]: namespaces pod, node, gateway and external, wired together, servers running.
+//! - [`container`]: real containers in those namespaces, by runc.
 //! - [`node`], [`gateway`]: the two hops, as the `egress` binary runs them; [`access_line`] reads
 //!   what they log.
 //! - [`scenario`]: the tutorial from start to end (binary `lab-scenario`).
@@ -21,6 +22,7 @@ pub mod bench;
 pub mod bypass;
 pub mod cgroup;
 pub mod client;
+pub mod container;
 pub mod dns;
 pub mod gateway;
 pub mod hop;
