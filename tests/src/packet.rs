@@ -30,6 +30,10 @@ pub mod protocol {
 
 /// Ethernet's number for IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// Ethernet's number for ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// What an ARP packet of Ethernet and IPv4 begins with: the kinds and lengths of addresses.
+const ARP_KINDS: [u8; 6] = [0, 1, 8, 0, 6, 4];
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_HEADER: usize = 14;
 /// Bytes of the datagram that begins a QUIC connection (RFC 9000 section 14.1).
@@ -147,6 +151,24 @@ pub fn ethernet(source: [u8; 6], destination: [u8; 6], packet: &[u8]) -> Vec<u8>
     frame
 }
 
+/// An ARP packet (RFC 826) that asks for the hardware address of `whose`.
+pub fn arp_request(own: [u8; 6], source: Ipv4Addr, whose: Ipv4Addr) -> Vec<u8> {
+    let mut packet = ARP_KINDS.to_vec();
+    packet.extend([0, 1]);
+    packet.extend(own);
+    packet.extend(source.octets());
+    packet.extend([0; 6]);
+    packet.extend(whose.octets());
+    packet
+}
+
+/// The hardware address of `whose`, when the ARP packet is its answer.
+pub fn arp_answer(packet: &[u8], whose: Ipv4Addr) -> Option<[u8; 6]> {
+    let rest = packet.strip_prefix(&ARP_KINDS)?.strip_prefix(&[0, 2])?;
+    let (hardware, rest) = rest.split_first_chunk::<6>()?;
+    rest.starts_with(&whose.octets()).then_some(*hardware)
+}
+
 /// What the first datagram of a QUIC connection looks like from outside: a version 1 Initial with
 /// connection identifiers of 8 bytes, no token, and a payload that decrypts to nothing.
 pub fn quic_initial() -> Vec<u8> {
@@ -258,6 +280,17 @@ mod tests {
             assert_eq!(transport_checksum(ends, protocol::TCP, &segment), [0, 0]);
         }
         assert_eq!(checksum(&[&echo_request()]), [0, 0]);
+    }
+
+    #[test]
+    fn arp_answer_is_that_of_the_one_asked() {
+        let [pod, gateway, other] = [2, 1, 3].map(|last| Ipv4Addr::new(10, 88, 1, last));
+        let mut packet = arp_request([7; 6], gateway, pod);
+        assert_eq!((packet.len(), arp_answer(&packet, gateway)), (28, None));
+        packet[7] = 2;
+        assert_eq!(arp_answer(&packet, gateway), Some([7; 6]));
+        assert_eq!(arp_answer(&packet, other), None);
+        assert_eq!(arp_answer(&packet[..17], gateway), None);
     }
 
     #[test]

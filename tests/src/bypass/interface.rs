@@ -18,8 +18,8 @@ use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
 pub(super) const ETH0: &str = "eth0";
 /// Nobody listens there (RFC 863).
 const DISCARD: u16 = 9;
-/// How long the gateway may take to tell its hardware address.
-const ARP_WITHIN: Duration = Duration::from_secs(2);
+/// How long the kernel may take to learn a hardware address.
+const LEARN_WITHIN: Duration = Duration::from_millis(500);
 
 /// eth0 and who is behind it.
 #[derive(Debug)]
@@ -28,8 +28,42 @@ pub(super) struct Link {
     pub(super) index: u32,
     /// Its hardware address.
     pub(super) own: [u8; 6],
-    /// The gateway's hardware address.
-    pub(super) gateway: [u8; 6],
+    /// The default gateway.
+    pub(super) gateway: Ipv4Addr,
+}
+
+impl Link {
+    /// eth0 as it is.
+    pub(super) fn find() -> Result<Self> {
+        let routes = fs::read_to_string("/proc/self/net/route").context("reading the routes")?;
+        let own = getifaddrs()
+            .context("asking for own addresses")?
+            .filter(|interface| interface.interface_name == ETH0)
+            .find_map(|interface| interface.address?.as_link_addr()?.addr());
+        Ok(Self {
+            index: if_nametoindex(ETH0).context("asking for eth0")?,
+            own: own.context("eth0 has no hardware address")?,
+            gateway: default_gateway(&routes).context("eth0 has no default route")?,
+        })
+    }
+
+    /// The gateway's hardware address, as the kernel learns it when it has a packet for the
+    /// gateway; `None` when it learns nothing, most likely since that packet was refused.
+    pub(super) fn learnt_gateway(&self) -> Result<Option<[u8; 6]>> {
+        // Refused or not, the address may be known already.
+        let _ = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+            .and_then(|socket| socket.send_to(b"", (self.gateway, DISCARD)));
+        let deadline = Instant::now() + LEARN_WITHIN;
+        while Instant::now() < deadline {
+            let table = fs::read_to_string("/proc/self/net/arp").context("reading ARP's table")?;
+            let found = hardware_address(&table, self.gateway);
+            if found.is_some() {
+                return Ok(found);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(None)
+    }
 }
 
 /// The pod's first address of `like`'s family beyond loopback and link, port 0.
@@ -56,35 +90,6 @@ pub(super) fn own_ipv4() -> Result<Ipv4Addr> {
         SocketAddr::V4(address) => Ok(*address.ip()),
         SocketAddr::V6(_) => bail!("the pod has no IPv4 address"),
     }
-}
-
-/// eth0, after making the kernel learn its gateway's hardware address.
-pub(super) fn link() -> Result<Link> {
-    let routes = fs::read_to_string("/proc/self/net/route").context("reading the routes")?;
-    let gateway = default_gateway(&routes).context("eth0 has no default route")?;
-    // Any packet to it makes the kernel ask. One that is refused leaves what is known already.
-    let _ = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| socket.send_to(b"", (gateway, DISCARD)));
-    let deadline = Instant::now() + ARP_WITHIN;
-    let gateway = loop {
-        let table = fs::read_to_string("/proc/self/net/arp").context("reading the ARP table")?;
-        match hardware_address(&table, gateway) {
-            Some(address) => break address,
-            None if Instant::now() > deadline => {
-                bail!("nobody told the hardware address of {gateway}:\n{table}")
-            }
-            None => thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    let own = getifaddrs()
-        .context("asking for own addresses")?
-        .filter(|interface| interface.interface_name == ETH0)
-        .find_map(|interface| interface.address?.as_link_addr()?.addr());
-    Ok(Link {
-        index: if_nametoindex(ETH0).context("asking for eth0")?,
-        own: own.context("eth0 has no hardware address")?,
-        gateway,
-    })
 }
 
 /// The default gateway in /proc/net/route, whose addresses are hexadecimal in the byte order of

@@ -169,14 +169,7 @@ pub fn run(attempt: &Attempt) -> Result<Option<Value>> {
     } else {
         take(attempt)
     };
-    match result {
-        Err(Halt::Lab(error)) => Err(error),
-        result => Ok(Some(report::json(
-            &attempt.route.name(),
-            attempt.peer.get(),
-            result,
-        ))),
-    }
+    report::json(&attempt.route.name(), attempt.peer.get(), result).map(Some)
 }
 
 fn take(attempt: &Attempt) -> Result<Reached, Halt> {

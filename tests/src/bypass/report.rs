@@ -94,7 +94,14 @@ impl Reached {
 }
 
 /// The report.
-pub(super) fn json(route: &str, peer: Option<SocketAddr>, result: Result<Reached, Halt>) -> Value {
+///
+/// # Errors
+/// When there is nothing to report.
+pub(super) fn json(
+    route: &str,
+    peer: Option<SocketAddr>,
+    result: Result<Reached, Halt>,
+) -> anyhow::Result<Value> {
     let peer = peer.map(|peer| peer.to_string());
     let (outcome, step, errno, answer) = match result {
         Ok(reached) => (reached.outcome, reached.step, None, reached.answer),
@@ -102,7 +109,7 @@ pub(super) fn json(route: &str, peer: Option<SocketAddr>, result: Result<Reached
             let errno = timeouts_as_one(errno);
             (outcome(step, errno), step, Some(format!("{errno:?}")), None)
         }
-        Err(Halt::Lab(error)) => ("failed", "lab", Some(format!("{error:#}")), None),
+        Err(Halt::Lab(error)) => return Err(error),
     };
     let mut report =
         json!({"route": route, "outcome": outcome, "errno": errno, "step": step, "peer": peer});
@@ -110,7 +117,7 @@ pub(super) fn json(route: &str, peer: Option<SocketAddr>, result: Result<Reached
         report["status"] = answer.status.into();
         report["server"] = answer.server.into();
     }
-    report
+    Ok(report)
 }
 
 fn outcome(step: &str, errno: Errno) -> &'static str {
@@ -149,7 +156,7 @@ mod tests {
             ("connect", Errno::EAFNOSUPPORT, "failed", "EAFNOSUPPORT"),
             ("connect", Errno::EINPROGRESS, "failed", "ETIMEDOUT"),
         ] {
-            let report = json("tcp-connect", None, Err(Halt::Kernel { step, errno }));
+            let report = json("tcp-connect", None, Err(Halt::Kernel { step, errno })).unwrap();
             let expected = json!({
                 "route": "tcp-connect", "outcome": outcome, "errno": name, "step": step, "peer": null,
             });
@@ -165,7 +172,7 @@ mod tests {
             server: Some("203.0.113.10:80".to_owned()),
         });
         let peer = "203.0.113.10:80".parse().ok();
-        let report = json("mptcp", peer, Ok(reached));
+        let report = json("mptcp", peer, Ok(reached)).unwrap();
         assert_eq!(
             (&report["status"], &report["server"], &report["peer"]),
             (
