@@ -10,7 +10,9 @@
 )]
 
 mod actions;
+mod bypass;
 mod capture;
+mod containers;
 mod destinations;
 mod http;
 mod http2;

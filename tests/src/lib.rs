@@ -6,7 +6,10 @@
 //! - [`netns`], [`cgroup`], [`process`]: what the kernel gives; each thing is gone when dropped.
 //! - [`httpbin`], [`dns`]: the servers of the outside world (binaries `lab-httpbin`, `lab-dns`).
 //! - [`client`]: an application in a pod, where curl says too little (binary `lab-client`).
+//! - [`mod@bypass`]: an application that tries one way around a capture (binary `lab-bypass`), with
+//!   [`packet`]s made by hand; [`sink`]: what arrives outside, packet by packet (binary `lab-sink`).
 //! - [`net`]: namespaces pod, node, gateway and external, wired together, servers running.
+//! - [`container`]: real containers in those namespaces, by runc.
 //! - [`node`], [`gateway`]: the two hops, as the `egress` binary runs them; [`access_line`] reads
 //!   what they log.
 //! - [`scenario`]: the tutorial from start to end (binary `lab-scenario`).
@@ -16,8 +19,10 @@
 
 pub mod access_line;
 pub mod bench;
+pub mod bypass;
 pub mod cgroup;
 pub mod client;
+pub mod container;
 pub mod dns;
 pub mod gateway;
 pub mod hop;
@@ -25,8 +30,11 @@ pub mod httpbin;
 pub mod net;
 pub mod netns;
 pub mod node;
+pub mod packet;
 pub mod process;
 pub mod scenario;
+pub mod sink;
+mod sockopt;
 
 use std::{
     env,

@@ -182,6 +182,17 @@ impl Net {
         let ours = |line: &String| line != "ready" && !line.contains("/get?mark=");
         Ok(lines.into_iter().filter(ours).collect())
     }
+
+    /// Starts `lab-sink` in the outside world: a line per packet that arrives there, see
+    /// [`crate::sink`].
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn sink(&self) -> Result<Process> {
+        let mut command = self.external.enter().to_vec();
+        command.push(binary("lab-sink")?.display().to_string());
+        start("lab-sink", &command)
+    }
 }
 
 /// Removes what a killed agent leaves pinned (a pinned link would keep its programs loaded); the
@@ -221,6 +232,8 @@ impl Pod {
             gateways,
             &[&own[0], &own[1]],
         )?;
+        // As containerd and CRI-O set it for pods: everybody may ping.
+        netns.set_parameter("net/ipv4/ping_group_range", "0 2147483647")?;
         let resolver = directory.write("resolv.conf", &format!("nameserver {DNS_SERVER}\n"))?;
         // One way in for the lab and for people: the cgroup, the network, the resolver.
         let text = format!(

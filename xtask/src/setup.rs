@@ -24,11 +24,13 @@ use crate::{
 /// Debian's compiler with its standard library's source.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Programs that the tests and the demonstration call: (a file that shows it is there, package).
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("bpftool", "bpftool"),
+    ("runc", "runc"),
+    ("/bin/busybox", "busybox-static"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
