@@ -134,6 +134,12 @@ pub struct NodeArgs {
     /// Where maps and links are pinned
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/egress")]
     pub bpffs: PathBuf,
+    /// Service host of an egress gateway that is to learn who is calling, in a PROXY protocol v2
+    /// header: the destination host that routes name, e.g.
+    /// istio-egressgateway.istio-system.svc.cluster.local. The gateway must have been started with
+    /// --trust-proxy and an address of this node. Repeatable
+    #[arg(long, value_name = "HOST")]
+    pub proxy_protocol_to: Vec<String>,
 }
 
 /// `--quic`.
@@ -175,6 +181,11 @@ pub struct GatewayArgs {
     /// Listen on LISTEN for the Gateway server port SERVER; repeatable
     #[arg(long, value_name = "SERVER=LISTEN", value_parser = port_map)]
     pub port_map: Vec<(u16, u16)>,
+    /// Addresses of nodes whose word about who is calling is taken, from the PROXY protocol v2
+    /// header that `egress node --proxy-protocol-to` sends; anybody else's header closes the
+    /// connection. Repeatable [default: none]
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub trust_proxy: Vec<IpNet>,
 }
 
 /// `-o`.
@@ -341,6 +352,13 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A network; an address stands for itself alone.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| "expected a network or an address (10.0.0.0/8, 10.0.0.7)".to_owned())
+}
+
 fn port_map(text: &str) -> Result<(u16, u16), String> {
     text.split_once('=')
         .and_then(|(server, listen)| Some((server.parse().ok()?, listen.parse().ok()?)))
@@ -396,6 +414,20 @@ mod tests {
         assert_eq!(port_map("80=8080"), Ok((80, 8080)));
         for text in ["80", "80=", "0=80", "80=99999", "a=b"] {
             assert!(port_map(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_may_be_single_addresses() {
+        for (text, expected) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.7", "10.0.0.7/32"),
+            ("fd00::7", "fd00::7/128"),
+        ] {
+            assert_eq!(network(text), Ok(expected.parse().unwrap()), "{text}");
+        }
+        for text in ["", "node", "10.0.0.7/33"] {
+            assert!(network(text).is_err(), "{text}");
         }
     }
 }

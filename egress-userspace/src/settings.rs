@@ -8,11 +8,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
-use crate::cli::{GatewayArgs, NodeArgs, ProxyArgs};
+use crate::{
+    cli::{GatewayArgs, NodeArgs, ProxyArgs},
+    routing::host,
+};
 
 /// Destinations that are inside unless the user says otherwise: this host, RFC 1918, RFC 3927,
 /// RFC 4193, RFC 4291 2.5.6.
@@ -152,6 +156,12 @@ pub fn gateway_bind(args: &GatewayArgs) -> Vec<IpAddr> {
     } else {
         args.bind.clone()
     }
+}
+
+/// Hosts to tell who is calling, as destinations name them.
+pub fn proxy_protocol_to(args: &NodeArgs) -> Arc<[String]> {
+    let hosts = args.proxy_protocol_to.iter();
+    hosts.map(|h| host::normalize(h).into_owned()).collect()
 }
 
 /// Server port → listen port.

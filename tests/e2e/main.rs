@@ -16,6 +16,7 @@ mod containers;
 mod destinations;
 mod http;
 mod http2;
+mod identity;
 mod lifecycle;
 mod network;
 mod peers;

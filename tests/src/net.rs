@@ -58,6 +58,9 @@ const EXTERNAL: [&str; 9] = [
 /// Ports on which the outside world's HTTP server listens.
 pub const HTTP_PORTS: [u16; 5] = [80, 8001, 8002, 8003, 8004];
 
+/// What a pod's first process does.
+const PAUSE: &str = "echo pausing && exec sleep infinity";
+
 /// How long a server of the lab may take to start.
 const START_WITHIN: Duration = Duration::from_secs(20);
 
@@ -85,9 +88,12 @@ pub struct Net {
     pub directory: Directory,
 }
 
-/// A client: a network namespace and a cgroup.
+/// A client: a network namespace and a cgroup, held by a process that does nothing, as in every pod
+/// of Kubernetes.
 #[derive(Debug)]
 pub struct Pod {
+    /// The process that does nothing.
+    pub pause: Process,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// Its network.
@@ -247,7 +253,11 @@ impl Pod {
             resolver.display(),
         );
         let script = directory.write(name, &text)?;
+        let pause = ["sh", &script.display().to_string(), "sh", "-c", PAUSE].map(str::to_owned);
+        let pause = Process::spawn("pause", &pause)?;
+        pause.wait_for_line("pausing", START_WITHIN, |line| line == "pausing")?;
         Ok(Self {
+            pause,
             cgroup,
             netns,
             address,

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     egress_binary,
     hop::Hop,
-    net::{DNS_SERVER, NODE, NODE6, Net},
+    net::{DNS_SERVER, Net},
 };
 
 /// A running node proxy.
@@ -77,8 +77,6 @@ pub fn command(net: &Net, config: &Path, more: &[&str]) -> Result<Vec<String>> {
     for (flag, value) in [
         ("--config", config.display().to_string()),
         ("--cgroup", net.cgroup.path().display().to_string()),
-        ("--redirect-ip", NODE.to_owned()),
-        ("--redirect-ip", NODE6.to_owned()),
         ("--dns-server", DNS_SERVER.to_owned()),
         ("--bpffs", bpffs(net).display().to_string()),
     ] {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `egress gateway`: configuration, first addresses, proxy threads; no kernel half.
 
+use std::sync::Arc;
+
 use super::{
     logging::SetFilter,
     proxying::{Foundation, control_runtime},
 };
 use crate::{
     cli::GatewayArgs,
-    proxy::{Downstream, Proxy, ProxySettings, worker::Listen},
+    proxy::{Downstream, Proxy, ProxySettings, proxy_protocol::Trusted, worker::Listen},
     routing::table::Role,
     settings,
 };
@@ -21,6 +23,7 @@ pub fn run(args: &GatewayArgs, set_filter: SetFilter) -> anyhow::Result<()> {
             map: settings::port_map(args)?,
         },
         drain_time: args.proxy.drain_time,
+        proxy_protocol_to: Arc::default(),
     };
     control_runtime()?.block_on(serve(args, settings, set_filter))
 }
@@ -44,7 +47,7 @@ async fn serve(
     let proxy = Proxy::start(
         &settings,
         &feeds,
-        &Downstream::Gateway,
+        &Downstream::Gateway(Trusted::new(&args.trust_proxy)),
         recorders,
         &foundation.stop(),
     )?;

@@ -266,16 +266,17 @@ fn start_proxy(
         .iter()
         .map(|ip| SocketAddr::new(*ip, args.port))
         .collect();
-    let settings = ProxySettings {
+    let proxy_settings = ProxySettings {
         listen: Listen::Fixed(listen),
         drain_time: args.proxy.drain_time,
+        proxy_protocol_to: settings::proxy_protocol_to(args),
     };
     let recorders = (0..settings::workers(&args.proxy))
         .map(|_| foundation.access_log.recorder())
         .collect();
     let downstream = Downstream::Mesh(take);
     Ok(Proxy::start(
-        &settings,
+        &proxy_settings,
         &foundation.feeds(),
         &downstream,
         recorders,

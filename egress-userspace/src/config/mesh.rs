@@ -9,13 +9,14 @@ use std::{path::Path, time::Duration};
 use serde_yaml::{Mapping, Value};
 
 use super::{
+    default_config,
     field::{self, FieldPath, Segment, Shown},
     istio::{
         MESH_CONFIG_FIELDS, MeshH2UpgradePolicy, MeshOutboundMode, RawAccessLogEncoding,
         RawMeshConfig,
     },
     problem::{Problem, Severity},
-    proxy_headers::{self, ProxyHeaders},
+    proxy_headers::ProxyHeaders,
     source::lines,
     validate::{self, Finding, Findings},
 };
@@ -258,7 +259,7 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
     ] {
         validate::export_to(list, "", nobody, &root.key(name), findings);
     }
-    let proxy_headers = proxy_headers::of_default_config(raw.default_config.as_ref(), findings);
+    let default_config = default_config::read(raw.default_config.as_ref(), findings);
     let connect_timeout = raw.connect_timeout.map(|d| d.0);
     if connect_timeout.is_some_and(|d| d < Duration::from_millis(1)) {
         findings.error(&root.key("connectTimeout"), "must be at least 1ms");
@@ -273,6 +274,7 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
                 MeshH2UpgradePolicy::Upgrade => Http2Upgrade::Upgrade,
             },
             root_namespace: raw.root_namespace.unwrap_or(defaults.root_namespace),
+            proxy_protocol_to: default_config.proxy_protocol_to,
         },
         access_log_file: raw.access_log_file,
         access_log_encoding: match raw.access_log_encoding {
@@ -283,7 +285,7 @@ fn build(mapping: Mapping, findings: &mut Findings) -> Option<MeshConfig> {
         dns_refresh_rate: raw
             .dns_refresh_rate
             .map_or(Duration::from_secs(60), |d| d.0),
-        proxy_headers,
+        proxy_headers: default_config.proxy_headers,
         default_service_export_to: raw.default_service_export_to,
         default_virtual_service_export_to: raw.default_virtual_service_export_to,
         default_destination_rule_export_to: raw.default_destination_rule_export_to,

@@ -9,6 +9,7 @@
 //! - [`follow`]: loads, publishes, follows changes.
 //! - [`report`]: what `egress validate` prints.
 
+mod default_config;
 mod document;
 mod field;
 #[cfg(test)]

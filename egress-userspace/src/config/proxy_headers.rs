@@ -2,7 +2,7 @@
 //! meshConfig.defaultConfig.proxyHeaders: which headers the proxy adds of its own (row 5b.18).
 
 use http::HeaderValue;
-use serde_yaml::{Mapping, Value};
+use serde_yaml::Value;
 
 use super::{
     field::{self, FieldPath},
@@ -42,26 +42,8 @@ impl Default for ProxyHeaders {
     }
 }
 
-/// Reads meshConfig.defaultConfig, of which nothing but `proxyHeaders` is used.
-pub(super) fn of_default_config(config: Option<&Mapping>, findings: &mut Findings) -> ProxyHeaders {
-    let root = FieldPath::Root;
-    let path = root.key("defaultConfig");
-    let mut headers = ProxyHeaders::default();
-    for (key, value) in config.into_iter().flatten() {
-        match key.as_str() {
-            Some("proxyHeaders") => {
-                headers = proxy_headers(value.clone(), &path.key("proxyHeaders"), findings);
-            }
-            name => findings.warning(
-                &path.key(name.unwrap_or("(not a text)")),
-                "is not used by egress",
-            ),
-        }
-    }
-    headers
-}
-
-fn proxy_headers(value: Value, path: &FieldPath<'_>, findings: &mut Findings) -> ProxyHeaders {
+/// Reads meshConfig.defaultConfig.proxyHeaders.
+pub(super) fn read(value: Value, path: &FieldPath<'_>, findings: &mut Findings) -> ProxyHeaders {
     let raw: RawProxyHeaders = match serde_path_to_error::deserialize(value) {
         Ok(raw) => raw,
         Err(error) => {

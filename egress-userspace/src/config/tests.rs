@@ -1439,6 +1439,27 @@ fn mesh_configuration_comes_in_three_forms() {
     assert_eq!(mesh.unwrap().routing.outbound, OutboundPolicy::RegistryOnly);
 }
 
+#[test]
+fn proxy_metadata_names_the_hosts_that_learn_who_is_calling() {
+    let text = "defaultConfig:\n  proxyMetadata:\n    ISTIO_META_DNS_CAPTURE: 'true'\n    \
+                EGRESS_PROXY_PROTOCOL_TO: ' Gw.istio-system.svc.cluster.local., b.test,'\n";
+    let (mesh, problems) = super::mesh::parse(Path::new("mesh.yaml"), text);
+    let hosts = mesh.unwrap().routing.proxy_protocol_to;
+    assert_eq!(hosts, ["gw.istio-system.svc.cluster.local", "b.test"]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let field = "defaultConfig.proxyMetadata.ISTIO_META_DNS_CAPTURE";
+    assert_eq!(problems[0].field, field);
+    assert_eq!(problems[0].severity, Severity::Warning);
+    for value in ["'*.test'", "a_b", "[a.test]", "10.0.0.1"] {
+        let text =
+            format!("defaultConfig: {{proxyMetadata: {{EGRESS_PROXY_PROTOCOL_TO: {value}}}}}");
+        let (mesh, problems) = super::mesh::parse(Path::new("mesh.yaml"), &text);
+        assert!(mesh.is_none(), "{value}");
+        let field = "defaultConfig.proxyMetadata.EGRESS_PROXY_PROTOCOL_TO";
+        assert_eq!(problems[0].field, field, "{value}");
+    }
+}
+
 /// A configuration that is being followed.
 struct Following {
     snapshots: watch::Receiver<Arc<Snapshot>>,

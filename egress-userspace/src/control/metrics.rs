@@ -147,7 +147,9 @@ fn own(out: &mut Exposition, state: &AdminState, totals: &Totals) {
     );
     out.counters(
         "egress_connections_refused_total",
-        "Connections closed at once, by reason; direct: not redirected by the kernel.",
+        "Connections closed at once, by reason; direct: not redirected by the kernel; \
+         untrusted_proxy: a PROXY protocol header from elsewhere than --trust-proxy; \
+         bad_proxy_header: a broken one.",
         // The most asked-for reason is there from the start, so that alerts have a series.
         [(REFUSED_DIRECT, 0)]
             .into_iter()

@@ -201,6 +201,7 @@ fn record(source: &Workload) -> AccessRecord<'_> {
         destination_service: "httpbin.org",
         destination_namespace: "istio-demo",
         source: Some(source),
+        original_destination: None,
     }
 }
 

@@ -5,11 +5,11 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -24,6 +24,7 @@ use super::{
     exchange::HttpPool,
     http,
     prefixed::Prefixed,
+    proxy_protocol::{self, REFUSED_BAD, REFUSED_UNTRUSTED, Received},
     tcp::{self, Relay},
     worker::{Downstream, Entrance},
 };
@@ -33,6 +34,7 @@ use crate::{
     routing::{decision::Traffic, service::Protocol, table::OutboundPolicy},
     upstream::{
         connect::unmapped,
+        preface::Preface,
         resolve::{AddressBook, OnDemand},
     },
     workload::Workload,
@@ -76,6 +78,8 @@ pub struct Worker {
     pub pool: Arc<HttpPool>,
     /// Places for mirrored requests.
     pub mirroring: Arc<Semaphore>,
+    /// Hosts whose connections begin with a PROXY protocol header.
+    pub proxy_protocol_to: Arc<[String]>,
     /// Access log and metrics.
     pub recorder: Recorder,
     /// Every task, for the drain.
@@ -106,6 +110,8 @@ pub struct Peer {
     pub local: SocketAddr,
     /// Original destination; `None` on a gateway.
     pub original: Option<SocketAddr>,
+    /// Original destination that a trusted proxy told; for logs only.
+    pub told: Option<SocketAddr>,
     /// The port that rules are matched against: original destination's, or the server's.
     pub port: u16,
     /// Who is calling.
@@ -114,6 +120,38 @@ pub struct Peer {
     pub start: SystemTime,
     /// The same on the monotonic clock.
     pub started: Instant,
+    /// Made when first asked for.
+    preface: OnceLock<Preface>,
+}
+
+impl Peer {
+    /// Where the client wanted to go, by the kernel or by a trusted proxy; for logs.
+    pub fn original_destination(&self) -> Option<SocketAddr> {
+        self.original.or(self.told)
+    }
+
+    /// Whether it came to a gateway without a trusted proxy's word for it.
+    pub fn is_stranger(&self) -> bool {
+        self.original.is_none() && self.told.is_none()
+    }
+
+    /// What tells an egress gateway of this peer at the start of connections that its requests
+    /// share. `None` on a gateway, which has nobody's identity from the kernel.
+    pub fn preface(&self) -> Option<Preface> {
+        let original = self.original?;
+        let preface = self.preface.get_or_init(|| self.preface_of(0, original));
+        Some(preface.clone())
+    }
+
+    /// The same for a connection that is this one's alone.
+    pub fn own_preface(&self) -> Option<Preface> {
+        Some(self.preface_of(self.remote.port(), self.original?))
+    }
+
+    fn preface_of(&self, port: u16, original: SocketAddr) -> Preface {
+        let source = SocketAddr::new(self.remote.ip(), port);
+        proxy_protocol::encode(source, original, self.workload.as_deref())
+    }
 }
 
 /// What each request of a connection needs.
@@ -126,14 +164,29 @@ pub struct HttpConnection {
 }
 
 /// Serves one socket, accepted at `entrance`.
-pub async fn serve(worker: Arc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance) {
+pub async fn serve(
+    worker: Arc<Worker>,
+    mut stream: TcpStream,
+    remote: SocketAddr,
+    entrance: Entrance,
+) {
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(peer) = identify(&worker, local, remote, entrance) else {
+        let Some(mut peer) = identify(&worker, local, remote, entrance) else {
             return Ok(());
         };
-        dispatch(&worker, stream, peer).await
+        let mut seen = BytesMut::new();
+        let go_on = match &worker.downstream {
+            Downstream::Gateway(trusted) if trusted.contains(peer.remote.ip()) => {
+                introduce(&worker, &mut stream, &mut seen, &mut peer).await?
+            }
+            _ => true,
+        };
+        if !go_on {
+            return Ok(());
+        }
+        dispatch(&worker, stream, seen, Arc::new(peer)).await
     }
     .await;
     if let Err(error) = result {
@@ -149,10 +202,10 @@ fn identify(
     local: SocketAddr,
     mut remote: SocketAddr,
     entrance: Entrance,
-) -> Option<Arc<Peer>> {
+) -> Option<Peer> {
     let (start, started) = (SystemTime::now(), Instant::now());
     let (local, original, port, workload) = match &worker.downstream {
-        Downstream::Gateway => (unmapped(local), None, entrance.server_port, None),
+        Downstream::Gateway(_) => (unmapped(local), None, entrance.server_port, None),
         Downstream::Mesh(take) => match take(entrance.pod, local, remote) {
             Some(capture) => {
                 let original = unmapped(capture.destination.0);
@@ -169,18 +222,55 @@ fn identify(
         },
     };
     let remote = unmapped(remote);
-    Some(Arc::new(Peer {
+    Some(Peer {
         remote,
         local,
         original,
+        told: None,
         port,
         workload,
         start,
         started,
-    }))
+        preface: OnceLock::new(),
+    })
 }
 
-async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) -> io::Result<()> {
+/// Takes the PROXY protocol header of a trusted proxy, if there is one: from then on the peer is
+/// whom it names. False: to be closed.
+async fn introduce(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    seen: &mut BytesMut,
+    peer: &mut Peer,
+) -> io::Result<bool> {
+    let declared = worker.snapshots.current().table.port_protocol(peer.port);
+    let client_first = matches!(declared, Protocol::Tcp | Protocol::Auto);
+    let received = tokio::select! {
+        received = proxy_protocol::receive(stream, seen, !client_first) => received?,
+        () = worker.drain.cancelled() => return Ok(false),
+    };
+    match received {
+        Received::Caller(None) => {}
+        Received::Caller(Some(caller)) => {
+            peer.remote = caller.source;
+            peer.told = Some(caller.destination);
+            peer.workload = caller.workload.map(Arc::new);
+        }
+        Received::Bad(reason) => {
+            tracing::debug!(remote = %peer.remote, %reason, "bad PROXY protocol header: closed");
+            worker.recorder.connection_refused(REFUSED_BAD);
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn dispatch(
+    worker: &Arc<Worker>,
+    mut stream: TcpStream,
+    seen: BytesMut,
+    peer: Arc<Peer>,
+) -> io::Result<()> {
     let snapshot = worker.snapshots.current();
     let declared = snapshot.table.port_protocol(peer.port);
     let limit = match declared {
@@ -189,10 +279,11 @@ async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) 
         _ => None,
     };
     if declared == Protocol::Tcp {
-        return relay(worker, &snapshot, stream, Bytes::new(), peer, Traffic::Tcp).await;
+        let traffic = Traffic::Tcp;
+        return relay(worker, &snapshot, stream, seen.freeze(), peer, traffic).await;
     }
     let (detected, seen) = tokio::select! {
-        found = detect(&mut stream, limit) => found?,
+        found = detect(&mut stream, seen, limit) => found?,
         () = worker.drain.cancelled() => return Ok(()),
     };
     match detected {
@@ -209,11 +300,21 @@ async fn dispatch(worker: &Arc<Worker>, mut stream: TcpStream, peer: Arc<Peer>) 
             };
             relay(worker, &snapshot, stream, seen, peer, traffic).await
         }
+        _ if peer.is_stranger() && proxy_protocol::begins(&seen) => {
+            refuse_stranger(worker, &peer);
+            Ok(())
+        }
         _ if declared == Protocol::Auto => {
             relay(worker, &snapshot, stream, seen, peer, Traffic::Tcp).await
         }
         _ => undeclared(worker, &snapshot, stream, seen, peer).await,
     }
+}
+
+/// A PROXY protocol header from an address that is not trusted: to be closed.
+pub fn refuse_stranger(worker: &Worker, peer: &Peer) {
+    tracing::debug!(remote = %peer.remote, "PROXY protocol header of a stranger: closed");
+    worker.recorder.connection_refused(REFUSED_UNTRUSTED);
 }
 
 /// Bytes that are not what the port declares: to the original destination under ALLOW_ANY, closed

@@ -35,17 +35,17 @@ pub enum Detected {
     Closed,
 }
 
-/// Reads until the protocol is known. `limit` is the time for the first bytes, `None` for as long
-/// as the peer takes (the port is declared, so silence means an idle client, not a server that
-/// speaks first).
+/// Reads until the protocol is known; `seen` has been read already. `limit` is the time for the
+/// first bytes, `None` for as long as the peer takes (the port is declared, so silence means an
+/// idle client, not a server that speaks first).
 ///
 /// # Errors
 /// When reading fails.
 pub async fn detect(
     stream: &mut TcpStream,
+    mut seen: BytesMut,
     limit: Option<Duration>,
 ) -> io::Result<(Detected, Bytes)> {
-    let mut seen = BytesMut::with_capacity(READ_BYTES);
     let reading = read(stream, &mut seen);
     let detected = match limit {
         Some(limit) => match tokio::time::timeout(limit, reading).await {
@@ -59,6 +59,11 @@ pub async fn detect(
 
 async fn read(stream: &mut TcpStream, seen: &mut BytesMut) -> io::Result<Detected> {
     loop {
+        if !seen.is_empty()
+            && let Some(detected) = classify(seen)
+        {
+            return Ok(detected);
+        }
         seen.reserve(READ_BYTES);
         if stream.read_buf(seen).await? == 0 {
             return Ok(if seen.is_empty() {
@@ -66,9 +71,6 @@ async fn read(stream: &mut TcpStream, seen: &mut BytesMut) -> io::Result<Detecte
             } else {
                 Detected::Opaque
             });
-        }
-        if let Some(detected) = classify(seen) {
-            return Ok(detected);
         }
     }
 }

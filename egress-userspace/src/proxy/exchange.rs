@@ -254,6 +254,7 @@ impl Exchange {
             destination_service: outcome.upstream.service(),
             destination_namespace: outcome.upstream.namespace(),
             source: self.peer.workload.as_deref(),
+            original_destination: self.peer.original_destination(),
         });
     }
 }

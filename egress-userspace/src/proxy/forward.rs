@@ -2,12 +2,7 @@
 //! A decided request to an upstream and its response back: endpoint, connection, stale connections,
 //! retries. Carries out; decides nothing.
 
-use std::{
-    error::Error,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 
 use ::http::{
     HeaderValue, Request, Response,
@@ -23,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
     body::{Progress, RequestBody, deadline},
-    connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, STREAM_WINDOW, Tasks, Worker},
+    connection::{CONNECTION_WINDOW, MAX_HEADER_LIST, Peer, STREAM_WINDOW, Tasks, Worker},
     error::DataError,
     exchange::{HttpPool, Upstream},
     headers::{ATTEMPT_COUNT, random},
@@ -38,8 +33,9 @@ use crate::{
     },
     upstream::{
         connect::{Candidates, ConnectError, candidates, connect},
-        endpoint::Endpoint,
-        pool::{Http2, Pooled, Sender},
+        endpoint::{Endpoint, Stream},
+        pool::{Http2, Key, Pooled, Sender},
+        preface::Preface,
     },
 };
 
@@ -61,6 +57,8 @@ pub struct Target<'a> {
     pub http: UpstreamHttp,
     /// It is a forward proxy: targets stay absolute.
     pub forward_proxy: bool,
+    /// What connections there begin with.
+    pub preface: Option<Preface>,
 }
 
 impl<'a> Target<'a> {
@@ -72,7 +70,7 @@ impl<'a> Target<'a> {
         worker: &Worker,
         destination: &Destination,
         retries: Option<&'a RetryPolicy>,
-        original: Option<SocketAddr>,
+        peer: &Peer,
         asked: &str,
     ) -> Result<Self, DataError> {
         let addresses = &worker.addresses;
@@ -88,9 +86,11 @@ impl<'a> Target<'a> {
         }
         let deadline = tokio::time::Instant::now() + destination.connect_timeout;
         let cluster = || destination.cluster.to_string();
+        let told =
+            destination.proxy_protocol || worker.proxy_protocol_to.contains(&destination.host);
         loop {
             let mut next = addresses.receiver();
-            match candidates(destination, &addresses.current(), original, &asked) {
+            match candidates(destination, &addresses.current(), peer.original, &asked) {
                 Candidates::Addresses(addresses, weights) => {
                     return Ok(Self {
                         addresses,
@@ -99,6 +99,7 @@ impl<'a> Target<'a> {
                         retries,
                         http: destination.http,
                         forward_proxy: destination.protocol == Protocol::HttpProxy,
+                        preface: told.then(|| peer.preface()).flatten(),
                     });
                 }
                 Candidates::Pending(host) | Candidates::Unknown(host) => {
@@ -223,7 +224,11 @@ pub async fn send(
     let answered = loop {
         let address = endpoints.next();
         upstream.host = Some(address.clone());
-        let answered = match acquire(worker, address, http2, target.connect_timeout).await {
+        let key = Key {
+            endpoint: address.clone(),
+            preface: target.preface.clone(),
+        };
+        let answered = match acquire(worker, key, http2, target.connect_timeout).await {
             Err(error) => Err(error),
             Ok(mut connection) => {
                 upstream.local = connection.local;
@@ -333,12 +338,12 @@ async fn exchange(
     };
     // Nothing was sent: the connection had been closed while it was kept.
     let http2 = matches!(connection.sender, Sender::Http2(..));
-    let (peer, busy) = (connection.peer.clone(), connection.busy.take());
+    let (key, busy) = (connection.key.clone(), connection.busy.take());
     drop(connection);
     let mut fresh = if http2 {
-        acquire(worker, &peer, true, target.connect_timeout).await?
+        acquire(worker, key, true, target.connect_timeout).await?
     } else {
-        dial_http1(worker, &peer, target.connect_timeout).await?
+        dial_http1(worker, key, target.connect_timeout).await?
     };
     fresh.busy = busy;
     match try_send(&mut fresh.sender, request).await {
@@ -381,18 +386,18 @@ fn broken(source: hyper::Error, progress: Option<&Progress>) -> DataError {
 /// A connection that can carry a request now: a kept one, or a new one.
 async fn acquire(
     worker: &Arc<Worker>,
-    endpoint: &Endpoint,
+    key: Key,
     http2: bool,
     limit: Duration,
 ) -> Result<Pooled<RequestBody>, DataError> {
     if !http2 {
-        return match worker.pool.take_http1(endpoint) {
+        return match worker.pool.take_http1(&key) {
             Some(kept) => Ok(kept),
-            None => dial_http1(worker, endpoint, limit).await,
+            None => dial_http1(worker, key, limit).await,
         };
     }
     loop {
-        match worker.pool.http2(endpoint) {
+        match worker.pool.http2(&key) {
             Http2::Ready(connection) => return Ok(connection),
             Http2::Wait(mut result) => {
                 // Its sender goes when the dialling is over, whatever became of it.
@@ -401,20 +406,20 @@ async fn acquire(
                     Err(_) => None,
                 };
                 if let Some(source) = failed {
-                    return Err(unreachable(endpoint, source));
+                    return Err(unreachable(&key, source));
                 }
             }
             Http2::Dial(dialling) => {
-                let stream = match connect(endpoint, limit).await {
+                let stream = match dial(&key, limit).await {
                     Ok(stream) => stream,
                     Err(source) => {
                         dialling.failed(&source);
-                        return Err(unreachable(endpoint, source));
+                        return Err(unreachable(&key, source));
                     }
                 };
                 let local = stream
                     .local()
-                    .map_err(|error| unreachable(endpoint, error.into()))?;
+                    .map_err(|error| unreachable(&key, error.into()))?;
                 let (sender, connection) = http2::Builder::new(Tasks(worker.tasks.clone()))
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(STREAM_WINDOW)
@@ -434,24 +439,28 @@ async fn acquire(
 }
 
 /// A failed connect to an endpoint.
-fn unreachable(endpoint: &Endpoint, source: ConnectError) -> DataError {
+fn unreachable(key: &Key, source: ConnectError) -> DataError {
     DataError::Connect {
-        endpoint: endpoint.clone(),
+        endpoint: key.endpoint.clone(),
         source,
     }
 }
 
+async fn dial(key: &Key, limit: Duration) -> Result<Stream, ConnectError> {
+    connect(&key.endpoint, limit, key.preface.as_ref()).await
+}
+
 async fn dial_http1(
     worker: &Arc<Worker>,
-    endpoint: &Endpoint,
+    key: Key,
     limit: Duration,
 ) -> Result<Pooled<RequestBody>, DataError> {
-    let stream = connect(endpoint, limit)
+    let stream = dial(&key, limit)
         .await
-        .map_err(|source| unreachable(endpoint, source))?;
+        .map_err(|source| unreachable(&key, source))?;
     let local = stream
         .local()
-        .map_err(|error| unreachable(endpoint, error.into()))?;
+        .map_err(|error| unreachable(&key, error.into()))?;
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
@@ -463,14 +472,15 @@ async fn dial_http1(
     Ok(Pooled {
         sender: Sender::Http1(sender),
         local,
-        peer: endpoint.clone(),
+        key,
+        unused: 0,
         busy: None,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{collections::HashMap, net::SocketAddr};
 
     use super::*;
 
@@ -484,6 +494,7 @@ mod tests {
             retries: None,
             http: UpstreamHttp::Http1,
             forward_proxy: false,
+            preface: None,
         };
         let pool = HttpPool::default();
         let mut held = Vec::new();
@@ -515,6 +526,7 @@ mod tests {
             retries: None,
             http: UpstreamHttp::Http1,
             forward_proxy: false,
+            preface: None,
         };
         let pool = HttpPool::default();
         let mut choice = Choice::new(&target, &pool);

@@ -338,7 +338,7 @@ async fn forward_to(
         exchange,
     );
     let worker = &connection.worker;
-    let original = connection.peer.original;
+    let peer = &connection.peer;
     if !forward.route.mirrors.is_empty() && !outgoing.upgrade {
         mirror::start(connection, &forward.route, &mut outgoing);
     }
@@ -347,7 +347,7 @@ async fn forward_to(
     let progress = outgoing.progress.clone();
     let sending = async {
         let retries = forward.route.retries.as_ref();
-        let target = Target::of(worker, destination, retries, original, &asked).await?;
+        let target = Target::of(worker, destination, retries, peer, &asked).await?;
         send(worker, &target, outgoing, upstream).await
     };
     let mut timer = forward
@@ -404,6 +404,7 @@ async fn passthrough(
         http: UpstreamHttp::AsClient,
         // Whatever it is, it gets the target as the client wrote it.
         forward_proxy: true,
+        preface: None,
     };
     let upstream = &mut exchange.outcome.upstream;
     let (response, pooled) = send(worker, &target, outgoing, upstream).await?;

@@ -2,14 +2,14 @@
 //! Copies of requests to mirrors: fire and forget. A mirror never holds the request up: its body
 //! follows at a bounded distance, its answer is thrown away, and too many at a time are not sent.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ::http::header::HOST;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::{
-    connection::{HttpConnection, Worker},
+    connection::{HttpConnection, Peer, Worker},
     error::DataError,
     exchange::Upstream,
     forward::{Outgoing, Target, send},
@@ -23,8 +23,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Starts the copies that a route wants of a request.
 pub fn start(connection: &HttpConnection, route: &Route, request: &mut Outgoing) {
     let (worker, peer) = (&connection.worker, &connection.peer);
-    let namespace = peer.workload.as_ref().map_or("", |w| w.namespace.as_str());
-    let original = peer.original;
+    // A gateway acts on its own behalf, whoever is calling.
+    let client = peer.original.and(peer.workload.as_ref());
+    let namespace = client.map_or("", |w| w.namespace.as_str());
     for mirror in &route.mirrors {
         let destination = mirror.destination.on_behalf_of(namespace);
         if !mirror.share.includes((random() >> 32) as u32)
@@ -42,10 +43,10 @@ pub fn start(connection: &HttpConnection, route: &Route, request: &mut Outgoing)
             progress: None,
             ..*request
         };
-        let (from, destination) = (worker.clone(), destination.clone());
+        let (from, of, destination) = (worker.clone(), peer.clone(), destination.clone());
         let limit = route.timeout.unwrap_or(LIMIT);
         worker.tasks.spawn(async move {
-            let carried = carry(&from, &destination, copy, original);
+            let carried = carry(&from, &of, &destination, copy);
             match timeout(limit, carried).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -60,13 +61,13 @@ pub fn start(connection: &HttpConnection, route: &Route, request: &mut Outgoing)
 
 async fn carry(
     worker: &Arc<Worker>,
+    peer: &Peer,
     destination: &Destination,
     copy: Outgoing,
-    original: Option<SocketAddr>,
 ) -> Result<(), DataError> {
     let asked = copy.head.headers.get(HOST).and_then(|h| h.to_str().ok());
     let asked = asked.unwrap_or_default().to_owned();
-    let target = Target::of(worker, destination, None, original, &asked).await?;
+    let target = Target::of(worker, destination, None, peer, &asked).await?;
     let (response, connection) = send(worker, &target, copy, &mut Upstream::default()).await?;
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {

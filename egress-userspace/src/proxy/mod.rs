@@ -2,11 +2,12 @@
 //! Accepted sockets: detect, ask `routing`, carry out the decision, record it.
 //!
 //! In reading order: [`worker`] (threads, listeners, drain), [`connection`] (one accepted socket
-//! from start to end), [`detect`] and [`client_hello`] (first bytes to protocol), [`http`] (one
-//! request), [`before`] and [`cors`], [`mirror`], [`body`] (the request's), [`forward`] (to an upstream),
-//! [`retry`], [`translate`] (HTTP/1.1 and HTTP/2), [`response`] (its body), [`exchange`] (what is
-//! recorded of it), [`tcp`] (relay), [`error`] (what the peer sees when it fails). Does not read
-//! configuration and does not resolve names.
+//! from start to end), [`proxy_protocol`] (whom a trusted proxy speaks for), [`detect`] and
+//! [`client_hello`] (first bytes to protocol), [`http`] (one request), [`before`] and [`cors`],
+//! [`mirror`], [`body`] (the request's), [`forward`] (to an upstream), [`retry`], [`translate`]
+//! (HTTP/1.1 and HTTP/2), [`response`] (its body), [`exchange`] (what is recorded of it), [`tcp`]
+//! (relay), [`error`] (what the peer sees when it fails). Does not read configuration and does not
+//! resolve names.
 
 pub mod access_log;
 pub mod before;
@@ -23,6 +24,7 @@ pub mod headers;
 pub mod http;
 pub mod mirror;
 pub mod prefixed;
+pub mod proxy_protocol;
 pub mod response;
 pub mod retry;
 pub mod tcp;

@@ -9,12 +9,13 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
     access_log::{AccessRecord, ResponseFlag, ResponseFlags, TrafficLabels},
-    connection::{Peer, Worker},
+    connection::{Peer, Worker, refuse_stranger},
     copy::{self, Copied},
     error::{DataError, Verdict},
     exchange::Upstream,
     forward::Target,
     headers::random,
+    proxy_protocol,
 };
 use crate::{
     config::snapshot::Snapshot,
@@ -138,6 +139,16 @@ pub async fn relay(
             };
             (Copied::default(), Ok(()), Some(verdict))
         }
+        Ok(Some(upstream)) if speaks_for_another(&relay, &downstream, &upstream, &seen).await => {
+            refuse_stranger(worker, &relay.peer);
+            let verdict = Verdict {
+                status: 0,
+                flag: Some(ResponseFlag::DownstreamProtocolError),
+                details: "",
+                transport_failure: Cow::Borrowed(""),
+            };
+            (Copied::default(), Ok(()), Some(verdict))
+        }
         Ok(Some(upstream)) => {
             let (copied, result) = carry(downstream, upstream, seen).await;
             (copied, result, None)
@@ -146,6 +157,27 @@ pub async fn relay(
     };
     record(worker, &relay, copied, failure);
     result
+}
+
+/// Whether a stranger's first bytes are a PROXY protocol header. Asked where nobody has looked at
+/// them yet; a server that speaks first is not made to wait for them.
+async fn speaks_for_another(
+    relay: &Relay,
+    downstream: &TcpStream,
+    upstream: &Stream,
+    seen: &[u8],
+) -> bool {
+    if !relay.peer.is_stranger() || !seen.is_empty() {
+        return false;
+    }
+    let mut first = [0; proxy_protocol::SIGNATURE.len()];
+    tokio::select! {
+        biased;
+        peeked = downstream.peek(&mut first) => {
+            proxy_protocol::begins(&first[..peeked.unwrap_or_default()])
+        }
+        _ = upstream.readable() => false,
+    }
 }
 
 /// Until both sides have ended; the drain's deadline ends what does not end by itself.
@@ -164,7 +196,7 @@ async fn carry(
 
 /// `None`: to be closed.
 async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<Stream>, DataError> {
-    let mut first = 0;
+    let (mut first, mut preface) = (0, None);
     let (addresses, limit) = match &relay.next {
         Next::Close => return Ok(None),
         Next::Original(limit) => (
@@ -177,10 +209,10 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<Stream>, Data
             *limit,
         ),
         Next::Destination(destination) => {
-            let original = relay.peer.original;
             let name = &relay.server_name;
-            let target = Target::of(worker, destination, None, original, name).await?;
+            let target = Target::of(worker, destination, None, &relay.peer, name).await?;
             first = target.draw();
+            preface = target.preface.and_then(|_| relay.peer.own_preface());
             (target.addresses, target.connect_timeout)
         }
     };
@@ -188,7 +220,7 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<Stream>, Data
     for offset in 0..addresses.len() {
         let endpoint = &addresses[first.wrapping_add(offset) % addresses.len()];
         relay.upstream.host = Some(endpoint.clone());
-        match connect(endpoint, limit).await {
+        match connect(endpoint, limit, preface.as_ref()).await {
             Ok(stream) => {
                 relay.upstream.local = stream.local().ok().flatten();
                 return Ok(Some(stream));
@@ -230,5 +262,6 @@ fn record(worker: &Worker, relay: &Relay, copied: Copied, failure: Option<Verdic
         destination_service: upstream.service(),
         destination_namespace: upstream.namespace(),
         source: peer.workload.as_deref(),
+        original_destination: peer.original_destination(),
     });
 }

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     access_log::Recorder,
     connection::{self, MAX_MIRRORED, Worker},
+    proxy_protocol::Trusted,
 };
 use crate::{
     config::snapshot::Snapshot,
@@ -58,15 +59,15 @@ pub struct Entrance {
 pub enum Downstream {
     /// Redirected by the kernel, which knows their original destination.
     Mesh(Originals),
-    /// Meant for this gateway.
-    Gateway,
+    /// Meant for this gateway; of some clients it believes whom they speak for.
+    Gateway(Trusted),
 }
 
 impl fmt::Debug for Downstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Mesh(_) => "Mesh",
-            Self::Gateway => "Gateway",
+            Self::Gateway(_) => "Gateway",
         })
     }
 }
@@ -78,6 +79,8 @@ pub struct ProxySettings {
     pub listen: Listen,
     /// How long open connections may finish.
     pub drain_time: Duration,
+    /// Hosts whose connections begin with a PROXY protocol header; in lower case.
+    pub proxy_protocol_to: Arc<[String]>,
 }
 
 /// Where a proxy listens.
@@ -218,6 +221,7 @@ impl Proxy {
                 on_demand: feeds.on_demand.clone(),
                 pool: Arc::default(),
                 mirroring: Arc::new(Semaphore::new(MAX_MIRRORED)),
+                proxy_protocol_to: settings.proxy_protocol_to.clone(),
                 recorder,
                 tasks: TaskTracker::new(),
                 drain: stop.drain.clone(),

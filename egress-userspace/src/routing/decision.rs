@@ -232,6 +232,8 @@ pub struct Destination {
     pub rule: Option<Arc<Origin>>,
     /// It asks for TLS, which is not originated yet: nothing is sent in plain text instead.
     pub wants_tls: bool,
+    /// meshConfig wants it to be told who is calling.
+    pub proxy_protocol: bool,
 }
 
 /// The HTTP version towards a destination.

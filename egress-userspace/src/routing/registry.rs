@@ -31,6 +31,7 @@ pub struct Registry {
     rules: DestinationRules,
     connect_timeout: Duration,
     http2: Http2Upgrade,
+    proxy_protocol_to: Vec<String>,
 }
 
 /// The services that declare one port number, as far as an address or the first bytes of a
@@ -87,6 +88,7 @@ impl Registry {
             rules: DestinationRules::new(&objects.destination_rules, &mesh.root_namespace),
             connect_timeout: mesh.connect_timeout,
             http2: mesh.http2,
+            proxy_protocol_to: mesh.proxy_protocol_to.clone(),
         };
         for service in &objects.services {
             registry.by_host.entry(&service.host).push(service.clone());
@@ -329,6 +331,7 @@ impl Registry {
         let settings = applied.settings(port.number, named);
         let pool = settings.pool.unwrap_or_default();
         let labels = named.map(|subset| &subset.labels);
+        let proxy_protocol = self.proxy_protocol_to.contains(&host);
         Destination {
             cluster: cluster_name(port.number, subset.unwrap_or_default(), &host),
             host,
@@ -341,6 +344,7 @@ impl Registry {
             connect_timeout: pool.connect_timeout.unwrap_or(self.connect_timeout),
             rule: applied.origin().cloned(),
             wants_tls: settings.tls == Some(true),
+            proxy_protocol,
         }
     }
 
@@ -357,6 +361,7 @@ impl Registry {
             connect_timeout: self.connect_timeout,
             rule: None,
             wants_tls: false,
+            proxy_protocol: false,
         }
     }
 }

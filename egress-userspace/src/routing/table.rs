@@ -47,6 +47,8 @@ pub struct MeshDefaults {
     pub http2: Http2Upgrade,
     /// rootNamespace (`istio-system`).
     pub root_namespace: String,
+    /// Hosts whose connections begin with a PROXY protocol header; in lower case.
+    pub proxy_protocol_to: Vec<String>,
 }
 
 impl Default for MeshDefaults {
@@ -57,6 +59,7 @@ impl Default for MeshDefaults {
             retries: None,
             http2: Http2Upgrade::DoNotUpgrade,
             root_namespace: "istio-system".into(),
+            proxy_protocol_to: Vec::new(),
         }
     }
 }

@@ -8,12 +8,14 @@ use std::{
 };
 
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpStream, UnixStream},
     time::timeout,
 };
 
 use super::{
     endpoint::{Endpoint, Stream},
+    preface::Preface,
     resolve::AddressBook,
 };
 use crate::routing::{
@@ -148,26 +150,35 @@ impl From<io::Error> for ConnectError {
     }
 }
 
-/// Connects within a limit. Small writes go out at once (TCP_NODELAY): a proxy adds no delay of
-/// its own.
+/// Connects within a limit, and sends the preface, if there is one. Small writes go out at once
+/// (TCP_NODELAY): a proxy adds no delay of its own.
 ///
 /// # Errors
 /// When the endpoint refuses, cannot be reached, or does not answer within the limit.
-pub async fn connect(endpoint: &Endpoint, limit: Duration) -> Result<Stream, ConnectError> {
+pub async fn connect(
+    endpoint: &Endpoint,
+    limit: Duration,
+    preface: Option<&Preface>,
+) -> Result<Stream, ConnectError> {
     let late = |_| ConnectError::Timeout(limit);
-    match endpoint {
+    let mut stream = match endpoint {
         Endpoint::Ip(address) => {
             let connecting = TcpStream::connect(unmapped(*address));
             let stream = timeout(limit, connecting).await.map_err(late)??;
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
+            Stream::Tcp(stream)
         }
         Endpoint::Unix(path) => {
             let connecting = UnixStream::connect(path);
             let stream = timeout(limit, connecting).await.map_err(late)??;
-            Ok(Stream::Unix(stream))
+            Stream::Unix(stream)
         }
+    };
+    if let Some(preface) = preface {
+        let writing = stream.write_all(preface.bytes());
+        timeout(limit, writing).await.map_err(late)??;
     }
+    Ok(stream)
 }
 
 /// A v4-mapped v6 address as the v4 address it is.

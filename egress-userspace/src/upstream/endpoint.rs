@@ -59,6 +59,17 @@ impl Stream {
             Self::Unix(_) => Ok(None),
         }
     }
+
+    /// Waits until there is something to read, or the end. Nothing is lost when dropped.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.readable().await,
+            Self::Unix(stream) => stream.readable().await,
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -4,4 +4,5 @@
 pub mod connect;
 pub mod endpoint;
 pub mod pool;
+pub mod preface;
 pub mod resolve;

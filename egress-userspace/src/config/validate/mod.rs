@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub(super) use destination_rule::destination_rule;
 pub(super) use gateway::gateway;
 pub(super) use http_action::retries;
-pub(super) use names::{export_to, namespace_error, object_name_error};
+pub(super) use names::{export_to, fqdn_error, namespace_error, object_name_error};
 pub(super) use service_entry::service_entry;
 pub(super) use sidecar::sidecar;
 pub(super) use virtual_service::virtual_service;

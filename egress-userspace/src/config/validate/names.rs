@@ -48,7 +48,7 @@ pub(in crate::config) fn namespace_error(name: &str) -> Option<String> {
 }
 
 /// A name without a wildcard, short or full; a trailing dot is allowed.
-pub(super) fn fqdn_error(name: &str) -> Option<String> {
+pub(in crate::config) fn fqdn_error(name: &str) -> Option<String> {
     let trimmed = name.strip_suffix('.').unwrap_or(name);
     if trimmed.is_empty() {
         return Some("a host name must not be empty".into());

@@ -44,6 +44,7 @@ pub(super) enum Field {
     SourceWorkload,
     SourceNamespace,
     SourceServiceAccount,
+    OriginalDestination,
 }
 
 /// A field's value, with the kind of text it is.
@@ -83,6 +84,17 @@ pub(super) fn request_header(name: &str) -> Option<Field> {
 /// The field of a response header.
 pub(super) fn response_header(name: &str) -> Option<Field> {
     (name == "x-envoy-upstream-service-time").then_some(Field::UpstreamServiceTime)
+}
+
+/// The field of an operator of our own, `%EGRESS(NAME)%`.
+pub(super) fn own(name: &str) -> Option<Field> {
+    Some(match name {
+        "SOURCE_NAMESPACE" => Field::SourceNamespace,
+        "SOURCE_WORKLOAD" => Field::SourceWorkload,
+        "SOURCE_SERVICE_ACCOUNT" => Field::SourceServiceAccount,
+        "ORIGINAL_DESTINATION" => Field::OriginalDestination,
+        _ => return None,
+    })
 }
 
 /// A field's value in a record.
@@ -138,6 +150,7 @@ pub(super) fn value<'r>(field: Field, record: &'r AccessRecord<'_>) -> Value<'r>
             record.source.map(|w| w.service_account.as_str()),
             Value::Quoted,
         ),
+        Field::OriginalDestination => address(record.original_destination),
     }
 }
 

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use super::{
     AccessRecord, append,
     append::Clock,
-    field::{Field, Value, request_header, response_header, value},
+    field::{Field, Value, own, request_header, response_header, value},
 };
 use crate::config::mesh::{AccessLogEncoding, MeshConfig};
 
@@ -25,7 +25,7 @@ pub const ISTIO_TEXT: &str = "[%START_TIME%] \
 %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
 
 /// Keys of Istio's JSON encoding (istio-egress.md 8a.2), then our own.
-const JSON_FIELDS: [(&str, Field); 27] = [
+const JSON_FIELDS: [(&str, Field); 28] = [
     ("start_time", Field::StartTime),
     ("route_name", Field::RouteName),
     ("method", Field::Method),
@@ -50,9 +50,10 @@ const JSON_FIELDS: [(&str, Field); 27] = [
     ("downstream_remote_address", Field::DownstreamRemote),
     ("requested_server_name", Field::ServerName),
     ("upstream_transport_failure_reason", Field::TransportFailure),
-    ("source_workload", Field::SourceWorkload),
     ("source_namespace", Field::SourceNamespace),
+    ("source_workload", Field::SourceWorkload),
     ("source_service_account", Field::SourceServiceAccount),
+    ("original_destination", Field::OriginalDestination),
 ];
 
 /// Why an `accessLogFormat` cannot be used.
@@ -67,6 +68,15 @@ pub enum FormatError {
     /// Not an operator that this program knows.
     #[error("operator %{operator}% is not supported")]
     UnknownOperator {
+        /// Between the percent signs.
+        operator: String,
+    },
+    /// Not one of our own operators.
+    #[error(
+        "operator %{operator}% is not supported; there are EGRESS(SOURCE_NAMESPACE), \
+         EGRESS(SOURCE_WORKLOAD), EGRESS(SOURCE_SERVICE_ACCOUNT), EGRESS(ORIGINAL_DESTINATION)"
+    )]
+    UnknownOwn {
         /// Between the percent signs.
         operator: String,
     },
@@ -127,7 +137,7 @@ impl Format {
         compile(ISTIO_TEXT).unwrap_or(Self(Form::Text(Vec::new())))
     }
 
-    /// Istio's JSON object, and `source_workload`, `source_namespace`, `source_service_account`.
+    /// Istio's JSON object, and behind it who is calling and where it wanted to go.
     pub fn istio_json() -> Self {
         let entries = JSON_FIELDS.iter().enumerate();
         Self(Form::Json(
@@ -251,6 +261,13 @@ fn operator(operator: &str) -> Result<Part, FormatError> {
             response_header
         };
         return header_operator(operator, arguments, known);
+    }
+    let name = operator.strip_prefix("EGRESS(");
+    if let Some(name) = name.and_then(|rest| rest.strip_suffix(')')) {
+        let field = own(name).ok_or_else(|| FormatError::UnknownOwn {
+            operator: operator.to_owned(),
+        })?;
+        return Ok(one(field));
     }
     let field = match operator {
         "START_TIME" => Field::StartTime,
@@ -465,6 +482,7 @@ mod tests {
             destination_service: "httpbin.org",
             destination_namespace: "istio-demo",
             source: Some(source),
+            original_destination: Some("34.1.2.3:80".parse().unwrap()),
         }
     }
 
@@ -533,6 +551,7 @@ mod tests {
                 "source_workload": "sleep",
                 "source_namespace": "istio-demo",
                 "source_service_account": null,
+                "original_destination": "34.1.2.3:80",
             })
         );
     }
@@ -582,6 +601,11 @@ mod tests {
             ("%REQ(HOST?:AUTHORITY)%", "httpbin.org\n"),
             ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.1.0.5\n"),
             ("%RESP(x-envoy-upstream-service-time)%", "11\n"),
+            (
+                "%EGRESS(SOURCE_NAMESPACE)% %EGRESS(SOURCE_WORKLOAD)% \
+                 %EGRESS(SOURCE_SERVICE_ACCOUNT)% %EGRESS(ORIGINAL_DESTINATION)%",
+                "istio-demo sleep - 34.1.2.3:80\n",
+            ),
         ] {
             match compile(format) {
                 Ok(compiled) => assert_eq!(line(&compiled, &record), want, "{format}"),
@@ -607,6 +631,8 @@ mod tests {
             ("%REQ(:PATH):x%", "length \"x\""),
             ("%REQ(:PATH)x%", "is not supported"),
             ("%REQ(:PATH%", "is not supported"),
+            ("%EGRESS(SOURCE_IP)%", "there are EGRESS(SOURCE_NAMESPACE)"),
+            ("%EGRESS(SOURCE_NAMESPACE)x%", "is not supported"),
         ] {
             let error = compile(format).unwrap_err().to_string();
             assert!(error.contains(want), "{format}: {error}");
@@ -635,5 +661,29 @@ mod tests {
                 Err(FormatError::NotAnObject { .. })
             ));
         }
+    }
+
+    #[test]
+    fn own_operators_are_null_in_json_when_unknown() {
+        let mesh = MeshConfig {
+            access_log_encoding: AccessLogEncoding::Json,
+            access_log_format: r#"{"n":"%EGRESS(SOURCE_NAMESPACE)%","w":"%EGRESS(SOURCE_WORKLOAD)%","s":"%EGRESS(SOURCE_SERVICE_ACCOUNT)%","o":"%EGRESS(ORIGINAL_DESTINATION)%"}"#.to_owned(),
+            ..MeshConfig::default()
+        };
+        let format = Format::from_mesh(&mesh).unwrap();
+        let json = |record: &AccessRecord<'_>| -> serde_json::Value {
+            serde_json::from_str(&line(&format, record)).unwrap()
+        };
+        let source = workload();
+        assert_eq!(
+            json(&full_record(&source, "")),
+            serde_json::json!({"n": "istio-demo", "w": "sleep", "s": null, "o": "34.1.2.3:80"})
+        );
+        assert_eq!(
+            json(&empty_record()),
+            serde_json::json!({"n": null, "w": null, "s": null, "o": null})
+        );
+        let text = compile("%EGRESS(SOURCE_WORKLOAD)% %EGRESS(ORIGINAL_DESTINATION)%").unwrap();
+        assert_eq!(line(&text, &empty_record()), "- -\n");
     }
 }

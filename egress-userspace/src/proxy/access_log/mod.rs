@@ -76,6 +76,8 @@ pub struct AccessRecord<'a> {
     pub destination_namespace: &'a str,
     /// The caller, when known.
     pub source: Option<&'a Workload>,
+    /// Where the caller wanted to go, as the kernel or a trusted proxy tells it.
+    pub original_destination: Option<SocketAddr>,
 }
 
 /// The HTTP half of an [`AccessRecord`].
@@ -241,6 +243,7 @@ mod tests {
             destination_service: "",
             destination_namespace: "",
             source: None,
+            original_destination: None,
         }
     }
 
