@@ -119,7 +119,11 @@ impl Denials {
             cgroup: who.place,
             pid: event.pid,
             host: host.clone(),
-            destination: destination.to_string(),
+            // A socket that was never made has none.
+            destination: match destination.ip().is_unspecified() {
+                true => "-".to_owned(),
+                false => destination.to_string(),
+            },
             protocol: protocol_name(event.protocol),
             hook: Program::from_number(event.program)
                 .map_or("-", Program::name)
