@@ -10,11 +10,11 @@ use egress_common::{
     counters::{Outcome, Program},
     event::Event,
     original_dst::{OriginalDst, SocketRecord},
-    redirect::{Attempt, Caller, Decision, Destination, Reach, Settings},
+    redirect::{Attempt, Caller, Decision, Destination, Reach, Settings, UDP},
     workload::WorkloadEntry,
 };
 
-use crate::{context, counters::count, destination, event, maps, original_dst};
+use crate::{context, counters::count, destination, event, maps, original_dst, udp_peers};
 
 /// Return values of the programs: the system call goes on, or fails with EPERM.
 const ALLOW: i32 = 1;
@@ -95,6 +95,12 @@ fn run(
             // Without the record the backstop drops the packets, if it is in force.
             let _ = original_dst::record(ctx, SocketRecord::APPROVED);
             pass(program, outcome)
+        }
+        Decision::Deny(Outcome::NotRegisteredDenied)
+            if protocol == UDP
+                && udp_peers::is_answer_of_socket(context::socket_cookie(ctx), (address, port)) =>
+        {
+            pass(program, Outcome::Answer)
         }
         Decision::Deny(outcome) => deny(program, outcome, caller, (address, port, protocol)),
         Decision::Redirect(..) if !is_connect(program) => pass(program, Outcome::Direct),

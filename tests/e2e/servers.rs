@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What REGISTRY_ONLY must leave alone: servers inside captured pods, and everything internal.
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use lab::{
     binary,
@@ -112,4 +112,47 @@ fn internal_destinations_and_loopback_pass() {
         answer.unwrap().contains("203.0.113.1"),
         "the node's address"
     );
+}
+
+#[test]
+fn datagrams_are_answered_and_nothing_else_is_sent() {
+    let Some(net) = net("udp-server") else { return };
+    let node = registry_only(&net);
+    // A DNS server in the pod, asked from outside.
+    let records = net.directory.write("pod-records", "pod.test=192.0.2.7\n");
+    let server = binary("lab-dns").unwrap().display().to_string();
+    let (bind, records) = ("0.0.0.0:5353", records.unwrap().display().to_string());
+    let dns = net
+        .pod
+        .spawn(&[&server, "--bind", bind, "--records", &records])
+        .unwrap();
+    dns.wait_for_line("ready", SOON, |line| line == "ready")
+        .unwrap();
+    // RFC 1035 4.1: one question, pod.test, type A, class IN.
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(b"\x03pod\x04test\x00\x00\x01\x00\x01");
+    let address = format!("{}:5353", net.pod.address);
+    let answer = net.external.run(|| {
+        let socket = UdpSocket::bind(("203.0.113.10", 0))?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.send_to(&query, &address)?;
+        let mut answer = [0; 512];
+        let length = socket.recv(&mut answer)?;
+        Ok(answer[..length].to_vec())
+    });
+    assert!(answer.unwrap().ends_with(&[192, 0, 2, 7]));
+    for program in ["sendmsg4", "skb", "tc"] {
+        let labels = [("program", program), ("outcome", "answer")];
+        let answers = node
+            .metric("egress_kernel_outcomes_total", &labels)
+            .unwrap();
+        assert!(answers >= Some(1.0), "{program}: {answers:?}");
+    }
+    // Whoever asked is answered, on the port that asked; no other port is free.
+    let program = binary("lab-bypass").unwrap().display().to_string();
+    let report = net
+        .pod
+        .run(&[program.as_str(), "udp-sendto", "203.0.113.10:9999"])
+        .unwrap();
+    assert!(report.contains("\"refused\""), "{report}");
 }
