@@ -10,7 +10,7 @@ use egress_common::{
     counters::{Outcome, Program},
     event::Event,
     original_dst::{OriginalDst, SocketRecord},
-    redirect::{Attempt, Caller, Decision, Destination, Reach, Settings, UDP},
+    redirect::{ACTION_REDIRECT, Attempt, Caller, Decision, Destination, Reach, Settings, UDP},
     workload::WorkloadEntry,
 };
 
@@ -69,18 +69,23 @@ fn run(
             Some(_) => Reach::V4,
             None => Reach::V6,
         };
-        let workload = if settings.depends_on_workload(caller) {
-            maps::workload(settings.workload_key(caller))
-        } else {
-            WorkloadEntry::UNKNOWN
+        // What only a redirected socket needs is read for no other.
+        let redirected = found.action == ACTION_REDIRECT;
+        let asks = match redirected {
+            true => settings.depends_on_workload(caller),
+            false => settings.policy_by_workload != 0,
+        };
+        let workload = match asks {
+            true => maps::workload(settings.workload_key(caller)),
+            false => WorkloadEntry::UNKNOWN,
         };
         let attempt = Attempt {
             caller,
             workload,
             protocol,
             reach,
-            bound_to_device: context::is_bound_to_device(ctx),
-            proxy_alive: is_proxy_alive(settings),
+            bound_to_device: redirected && context::is_bound_to_device(ctx),
+            proxy_alive: !redirected || is_proxy_alive(settings),
         };
         settings.decide(attempt, found)
     };
