@@ -245,11 +245,11 @@ impl Pod {
         let text = format!(
             "#!/bin/sh\n\
              # Runs a command in pod {name}: sh {name} COMMAND [ARGUMENT...]\n\
-             echo 0 >{}/cgroup.procs || exit 125\n\
+             # The network first: in the pod's cgroup there is nobody from elsewhere, ever.\n\
              exec nsenter --net={} -- unshare --mount sh -c \\\n\
-             \x20   'mount --bind {} /etc/resolv.conf && exec \"$@\"' sh \"$@\"\n",
-            cgroup.path().display(),
+             \x20   'echo 0 >{}/cgroup.procs && mount --bind {} /etc/resolv.conf && exec \"$@\"' sh \"$@\"\n",
             netns.path().display(),
+            cgroup.path().display(),
             resolver.display(),
         );
         let script = directory.write(name, &text)?;

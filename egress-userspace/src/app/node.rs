@@ -150,7 +150,7 @@ async fn start_over(
     Ok((proxy, admin, parts))
 }
 
-/// The first state of the kernel: destinations, then pods and policy.
+/// The first state of the kernel: destinations, then pods and policy, then redirecting begins.
 fn enforce_first(
     foundation: &Foundation,
     enforcement: &mut Enforcement,
@@ -163,7 +163,8 @@ fn enforce_first(
         .context("publishing destinations")?;
     enforcement
         .admit(&first.table, &Arc::new(discovery.seen()))
-        .context("publishing workloads")
+        .context("publishing workloads")?;
+    enforcement.capture.go_live().context("going live")
 }
 
 /// Discovery and the kernel's events, until the drain.

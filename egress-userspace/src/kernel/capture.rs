@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Capturing as one value: started over cgroups, fed with plans, stopped cleanly.
 //!
-//! Order of a start: settings, then programs; redirecting begins with the first published plan
-//! (or with the tables that a killed agent left). Dropping the value without [`Capture::stop`]
+//! Order of a start: settings, then programs, then the plan and the pods; redirecting begins when the
+//! proxy goes live. Until then the failure policy decides about what is registered. Dropping the value without [`Capture::stop`]
 //! leaves everything in force, as a kill does.
 
 use std::{
@@ -98,8 +98,9 @@ struct Held {
     finder: Arc<WorkloadFinder>,
     cable_program: OwnedFd,
     cables: BTreeSet<u32>,
+    heartbeat_map: Option<Array<MapData, u64>>,
     // Stops when everything else has been let go.
-    _heartbeat: Heartbeat,
+    heartbeat: Option<Heartbeat>,
 }
 
 impl Capture {
@@ -170,7 +171,7 @@ impl Capture {
             own_netns_cookie,
             ..keep_outbound_policy(redirect, &earlier)
         };
-        let heartbeat = Heartbeat::start(loader::take_map(&mut ebpf, HEARTBEAT)?)?;
+        let heartbeat_map = loader::take_map(&mut ebpf, HEARTBEAT)?;
         settings_map
             .set(0, redirect, 0)
             .map_err(map_failed("write", SETTINGS))?;
@@ -213,8 +214,21 @@ impl Capture {
             finder,
             cable_program,
             cables: BTreeSet::new(),
-            _heartbeat: heartbeat,
+            heartbeat_map: Some(heartbeat_map),
+            heartbeat: None,
         })
+    }
+
+    /// Shows the kernel that the proxy is alive, from now on: until then the failure policy is in
+    /// force. To be called when the listeners accept and the maps hold what they should.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`] when the kernel refuses the beat.
+    pub fn go_live(&mut self) -> Result<(), KernelError> {
+        if let Some(map) = self.held.heartbeat_map.take() {
+            self.held.heartbeat = Some(Heartbeat::start(map)?);
+        }
+        Ok(())
     }
 
     /// The settings in force.

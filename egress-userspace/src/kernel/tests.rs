@@ -143,6 +143,13 @@ impl Proxy {
     }
 }
 
+/// Capture with a proxy that is alive.
+fn live(settings: &CaptureSettings) -> Capture {
+    let mut capture = Capture::start(settings).unwrap();
+    capture.go_live().unwrap();
+    capture
+}
+
 fn plan(redirected: &[(&str, u16)]) -> DestinationPlan {
     let mut plan = DestinationPlan::default();
     plan.pass("127.0.0.0/8".parse().unwrap());
@@ -212,7 +219,7 @@ fn registered_destinations_reach_the_proxy_with_their_original() {
     let Some(lab) = Lab::new("originals") else {
         return;
     };
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     capture
         .publish(&plan(&[
             ("203.0.113.5", 80),
@@ -286,7 +293,7 @@ fn other_destinations_are_left_alone() {
     };
     let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = elsewhere.local_addr().unwrap().port();
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     // Registered everywhere on this port; the loopback network stays internal.
     capture
         .publish(&plan(&[("0.0.0.0/0", port), ("203.0.113.5", 80)]))
@@ -324,7 +331,7 @@ fn own_traffic_is_not_captured() {
         cgroups: vec![own_cgroup()],
         ..lab.settings()
     };
-    let mut capture = Capture::start(&settings).unwrap();
+    let mut capture = live(&settings);
     let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = elsewhere.local_addr().unwrap();
     let mut wanted = DestinationPlan::default();
@@ -343,7 +350,7 @@ fn connections_that_nobody_accepts_are_swept() {
     let Some(lab) = Lab::new("sweep") else {
         return;
     };
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
     lab.connect(&["203.0.113.5:80", "203.0.113.5:80"]);
     let originals = capture.originals();
@@ -382,7 +389,7 @@ fn without_a_reachable_redirect_address_the_failure_policy_decides() {
             failure_policy: policy,
             ..lab.settings()
         };
-        let mut capture = Capture::start(&settings).unwrap();
+        let mut capture = live(&settings);
         let mut wanted = DestinationPlan::default();
         wanted.redirect(address.ip().into(), address.port());
         capture.publish(&wanted).unwrap();
@@ -398,7 +405,7 @@ fn second_agent_is_refused_and_told_who_holds_the_pins() {
     let Some(lab) = Lab::new("held") else {
         return;
     };
-    let capture = Capture::start(&lab.settings()).unwrap();
+    let capture = live(&lab.settings());
     match Capture::start(&lab.settings()) {
         Err(KernelError::Held { pid, bpffs }) => {
             assert_eq!(pid, std::process::id().to_string());
@@ -414,7 +421,7 @@ fn pins_of_a_killed_agent_are_taken_over() {
     let Some(lab) = Lab::new("takeover") else {
         return;
     };
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
     // What a kill does: descriptors are closed, nothing is undone.
     drop(capture);
@@ -432,7 +439,7 @@ fn pins_of_a_killed_agent_are_taken_over() {
             .collect::<Vec<_>>()
     };
     let before = links();
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     assert_eq!(links(), before);
     assert_eq!(count(&capture, "connect4", "redirected"), 1, "map reused");
     assert_eq!(
@@ -466,12 +473,12 @@ fn lock_of_a_killed_agent_is_removed_by_the_next_start_of_any() {
         let all: String = texts.collect();
         [&killed, &next].map(|lab| all.contains(lab.bpffs.to_str().unwrap()))
     };
-    let capture = Capture::start(&killed.settings()).unwrap();
-    let other = Capture::start(&next.settings()).unwrap();
+    let capture = live(&killed.settings());
+    let other = live(&next.settings());
     assert_eq!(locks(), [true, true], "that of a running agent stays");
     other.stop().unwrap();
     drop(capture);
-    let other = Capture::start(&next.settings()).unwrap();
+    let other = live(&next.settings());
     assert_eq!(locks(), [false, true]);
     other.stop().unwrap();
     assert_eq!(locks(), [false, false], "a clean stop leaves nothing");
@@ -482,10 +489,10 @@ fn link_of_a_removed_cgroup_is_replaced() {
     let Some(lab) = Lab::new("cgroup-gone") else {
         return;
     };
-    drop(Capture::start(&lab.settings()).unwrap());
+    drop(live(&lab.settings()));
     fs::remove_dir(&lab.cgroup).unwrap();
     fs::create_dir(&lab.cgroup).unwrap();
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     assert_eq!(
         lab.bpffs
             .join(format!("v{LAYOUT_VERSION}/links"))
@@ -507,7 +514,7 @@ fn stop_leaves_no_pins_and_no_capture() {
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let mut capture = Capture::start(&lab.settings()).unwrap();
+    let mut capture = live(&lab.settings());
     let mut wanted = DestinationPlan::default();
     wanted.redirect(address.ip().into(), address.port());
     capture.publish(&wanted).unwrap();
@@ -529,7 +536,7 @@ fn pin_directory_outside_of_a_bpf_file_system_gets_one() {
         bpffs: bpffs.clone(),
         ..lab.settings()
     };
-    let capture = Capture::start(&settings).unwrap();
+    let capture = live(&settings);
     assert!(bpffs.join(format!("v{LAYOUT_VERSION}/SETTINGS")).exists());
     capture.stop().unwrap();
     assert!(!bpffs.exists());
@@ -598,7 +605,7 @@ fn pod_in_its_own_network_namespace_reaches_the_node_address() {
         ],
         ..lab.settings()
     };
-    let mut capture = Capture::start(&settings).unwrap();
+    let mut capture = live(&settings);
     capture
         .publish(&plan(&[("203.0.113.5", 80), ("2001:db8::5", 80)]))
         .unwrap();
@@ -641,7 +648,7 @@ fn workload_is_named_by_its_cgroup() {
         ..lab.settings()
     };
     fs::remove_file(&file).unwrap();
-    let mut capture = Capture::start(&settings).unwrap();
+    let mut capture = live(&settings);
     capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
     lab.connect(&["203.0.113.5:80"]);
     let (local, peer) = lab.proxy.accept_all()[0];
