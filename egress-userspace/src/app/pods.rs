@@ -35,11 +35,15 @@ const PERIOD: Duration = Duration::from_secs(1);
 const MISSES: u32 = 3;
 /// After a change of a cgroup: a runtime moves a process into its cgroup before it enters its
 /// network namespace, and before the network has addresses.
-const AFTER_CHANGE: [Duration; 3] = [
-    Duration::from_millis(5),
+const AFTER_CHANGE: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(12),
     Duration::from_millis(40),
     Duration::from_millis(200),
 ];
+/// Of the time, looking because of changes takes this part at most.
+const LOOKING: u32 = 4;
 /// Pids of one namespace that are tried before it is left to the next look.
 const TRIES: usize = 4;
 
@@ -265,15 +269,19 @@ impl Discovery {
         self.known.insert(known.pod.netns_inode, known);
     }
 
-    /// Forgets pods without processes: at once when their cgroups are gone, else after some looks.
+    /// Forgets pods without processes whose namespace nobody else keeps: at once when their cgroups
+    /// are gone, else after some looks.
     fn let_go(&mut self, periodic: bool) {
         let (mount, cgroups) = (&self.mount, &self.cgroups);
         let own = &self.known;
-        let present: BTreeSet<u64> = own
+        let mut present: BTreeSet<u64> = own
             .iter()
             .filter(|(_, known)| known.members.iter().any(|member| is_there(member, known)))
             .map(|(inode, _)| *inode)
             .collect();
+        if present.len() < own.len() {
+            present.extend(namespaces::mounted());
+        }
         self.known.retain(|inode, known| {
             if present.contains(inode) {
                 return true;
@@ -424,8 +432,14 @@ pub async fn discover(
         let looked = tokio::task::spawn_blocking(move || {
             discovery.look(periodic);
             discovery
-        });
-        discovery = match looked.await {
+        })
+        .await;
+        // On a node with many processes a look takes a while.
+        let rest = now.elapsed() * (LOOKING - 1);
+        for plan in planned.iter_mut().flatten() {
+            *plan = (*plan).max(now + rest);
+        }
+        discovery = match looked {
             Ok(discovery) => discovery,
             Err(error) => {
                 tracing::error!(%error, "looking for pods failed: new pods will not be served");

@@ -83,6 +83,30 @@ pub fn inode_of(pid: i32) -> io::Result<u64> {
     fs::metadata(format!("/proc/{pid}/ns/net")).map(|metadata| metadata.ino())
 }
 
+/// Inode numbers of the network namespaces that are mounted, as container runtimes and ip-netns(8) do
+/// to keep them: in the agent's mount namespace or in that of the node's first process.
+pub fn mounted() -> BTreeSet<u64> {
+    ["/proc/self/mountinfo", "/proc/1/mountinfo"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|text| mounted_in(&text))
+        .collect()
+}
+
+/// proc_pid_mountinfo(5): the root of an nsfs mount is `net:[INODE]`.
+fn mounted_in(mountinfo: &str) -> BTreeSet<u64> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            line.split(' ')
+                .nth(3)?
+                .strip_prefix("net:[")?
+                .strip_suffix(']')
+        })
+        .filter_map(|inode| inode.parse().ok())
+        .collect()
+}
+
 /// Looks at every process of these cgroups and those below. `mount` is where the hierarchy is
 /// mounted. What vanishes meanwhile is left out.
 pub fn scan(roots: &[PathBuf], mount: &Path) -> Scan {
@@ -270,4 +294,17 @@ pub fn own_addresses() -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         }
     }
     (v4, v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounted_network_namespaces_are_found_among_other_mounts() {
+        let mountinfo = "24 1 0:22 / /proc rw shared:5 - proc proc rw\n\
+                         310 26 0:4 net:[4026532281] /run/netns/pod rw shared:7 - nsfs nsfs rw\n\
+                         311 26 0:4 mnt:[4026532290] /run/mnt/x rw - nsfs nsfs rw\n";
+        assert_eq!(mounted_in(mountinfo), BTreeSet::from([4026532281]));
+    }
 }
