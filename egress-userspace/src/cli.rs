@@ -60,8 +60,8 @@ pub enum Command {
     /// Show the health and counters of a running node or gateway
     #[command(after_help = "Example:\n  egress status --admin 127.0.0.1:15000 -o json")]
     Status(StatusArgs),
-    /// Print live state as JSON
-    #[command(after_help = "Example:\n  egress dump maps")]
+    /// Print live state: JSON, or a table on a terminal
+    #[command(after_help = "Example:\n  egress dump connections")]
     Dump(DumpArgs),
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead, Write},
+    io::{self, BufRead, IsTerminal, Write},
     path::Path,
 };
 
@@ -13,7 +13,10 @@ use anyhow::{Context, anyhow, bail};
 use crate::{
     cli::{DumpArgs, DumpWhat, ExplainArgs, ExplainProtocol, Output, StatusArgs, ValidateArgs},
     config::{self, ConfigSettings, problem::Severity, report},
-    control::client::{self, Dump},
+    control::{
+        client::{self, Dump},
+        table,
+    },
     explain::{ExplainRequest, ExplainSource, Explainer, render_text},
     kernel,
     routing::table::Role,
@@ -169,6 +172,11 @@ pub fn dump(args: &DumpArgs) -> anyhow::Result<bool> {
     };
     let runtime = super::proxying::control_runtime()?;
     let body = runtime.block_on(client::fetch(args.admin, what.path()))?;
-    writeln!(io::stdout().lock(), "{}", body.trim_end())?;
+    let mut out = io::stdout().lock();
+    let shown = match out.is_terminal() {
+        true => table::of(what, &serde_json::from_str(&body)?),
+        false => None,
+    };
+    writeln!(out, "{}", shown.as_deref().unwrap_or(&body).trim_end())?;
     Ok(true)
 }
