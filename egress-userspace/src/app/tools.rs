@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 
+use super::caller;
 use crate::{
     cli::{DumpArgs, DumpWhat, ExplainArgs, ExplainProtocol, Output, StatusArgs, ValidateArgs},
     config::{self, ConfigSettings, problem::Severity, report},
@@ -85,18 +86,11 @@ fn input(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
 
 /// The request that the flags describe.
 fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
-    let named = args.source_namespace.is_some()
-        || !args.source_labels.is_empty()
-        || args.source_service_account.is_some();
     let mut request = ExplainRequest {
         gateway: (args.gateway != "mesh").then(|| args.gateway.clone()),
         gateway_labels: (!args.gateway_labels.is_empty())
             .then(|| args.gateway_labels.iter().cloned().collect()),
-        source: named.then(|| ExplainSource {
-            namespace: args.source_namespace.clone().unwrap_or_default(),
-            labels: args.source_labels.iter().cloned().collect(),
-            service_account: args.source_service_account.clone().unwrap_or_default(),
-        }),
+        source: source(args)?,
         port: args.port,
         protocol: args.protocol.map(|protocol| {
             match protocol {
@@ -140,6 +134,27 @@ fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
         _ => bail!("--url {url}: only http:// and https:// can be explained"),
     }
     Ok(request)
+}
+
+/// The caller that the flags describe or name.
+fn source(args: &ExplainArgs) -> anyhow::Result<Option<ExplainSource>> {
+    if let Some(found) = caller::named(args)? {
+        return Ok(Some(ExplainSource {
+            namespace: found.namespace,
+            labels: found.labels,
+            service_account: found.service_account,
+            name: found.name,
+        }));
+    }
+    let described = args.source_namespace.is_some()
+        || !args.source_labels.is_empty()
+        || args.source_service_account.is_some();
+    Ok(described.then(|| ExplainSource {
+        namespace: args.source_namespace.clone().unwrap_or_default(),
+        labels: args.source_labels.iter().cloned().collect(),
+        service_account: args.source_service_account.clone().unwrap_or_default(),
+        name: String::new(),
+    }))
 }
 
 /// `egress status`.
