@@ -150,17 +150,17 @@ impl Live {
 
     /// A request has begun.
     pub fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        add(&self.requests, 1);
     }
 
     /// Bytes from the client: of bodies, or of all that is relayed.
     pub fn received(&self, bytes: u64) {
-        self.received.fetch_add(bytes, Ordering::Relaxed);
+        add(&self.received, bytes);
     }
 
     /// Bytes to the client, likewise.
     pub fn sent(&self, bytes: u64) {
-        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        add(&self.sent, bytes);
     }
 
     /// A decision about a request to `host` (empty: none is known). The endpoint is another one
@@ -203,6 +203,12 @@ impl Live {
     fn last(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A tenth of the time of an atomic addition, which would care for other writers: there are none.
+fn add(counter: &AtomicU64, more: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
+    counter.store(sum, Ordering::Relaxed);
 }
 
 /// One worker's list. A clone is a handle to the same list.
