@@ -26,6 +26,8 @@ pub enum Program {
     Skb = 8,
     /// `egress_tc`.
     Tc = 9,
+    /// `egress_skb_ingress`.
+    SkbIngress = 10,
 }
 
 /// How one run of a program ended. "connect" stands for connect and sendmsg; "packet" for the
@@ -88,10 +90,14 @@ pub enum Outcome {
     Loopback = 25,
     /// any: an event did not fit the ring buffer.
     EventLost = 26,
+    /// connect, packet: UDP to somebody outside who sent first; left alone (REGISTRY_ONLY).
+    Answer = 27,
+    /// skb_ingress: somebody outside sent a datagram, and may be answered.
+    PeerNoted = 28,
 }
 
 /// Every program, in slot order.
-pub const PROGRAMS: [Program; 10] = [
+pub const PROGRAMS: [Program; 11] = [
     Program::Connect4,
     Program::Connect6,
     Program::SockOps,
@@ -102,10 +108,11 @@ pub const PROGRAMS: [Program; 10] = [
     Program::SockCreate,
     Program::Skb,
     Program::Tc,
+    Program::SkbIngress,
 ];
 
 /// Every outcome, in slot order.
-pub const OUTCOMES: [Outcome; 27] = [
+pub const OUTCOMES: [Outcome; 29] = [
     Outcome::Redirected,
     Outcome::NotRegistered,
     Outcome::Internal,
@@ -133,6 +140,8 @@ pub const OUTCOMES: [Outcome; 27] = [
     Outcome::MptcpSocketDenied,
     Outcome::Loopback,
     Outcome::EventLost,
+    Outcome::Answer,
+    Outcome::PeerNoted,
 ];
 
 /// Number of slots in `COUNTERS`.
@@ -161,6 +170,7 @@ impl Program {
             Self::SockCreate => "sock_create",
             Self::Skb => "skb",
             Self::Tc => "tc",
+            Self::SkbIngress => "skb_ingress",
         }
     }
 
@@ -172,11 +182,12 @@ impl Program {
     /// Whether the program can end with `outcome`; other slots stay zero.
     pub const fn counts(self, outcome: Outcome) -> bool {
         use Outcome::{
-            Direct, EventLost, Internal, Loopback, MptcpSocket, MptcpSocketDenied,
+            Answer, Direct, EventLost, Internal, Loopback, MptcpSocket, MptcpSocketDenied,
             NoRedirectAddressDenied, NoRedirectAddressPassed, NotConfigured, NotRedirected,
             NotRedirectedDenied, NotRegistered, NotRegisteredDenied, NotTcp, Ordinary, OwnTraffic,
-            ProxyDeadDenied, ProxyDeadPassed, PublishFailed, Published, QuicRefused, RawSocket,
-            RawSocketDenied, RecordFailedDenied, RecordFailedPassed, Redirected, Restored,
+            PeerNoted, ProxyDeadDenied, ProxyDeadPassed, PublishFailed, Published, QuicRefused,
+            RawSocket, RawSocketDenied, RecordFailedDenied, RecordFailedPassed, Redirected,
+            Restored,
         };
         match self {
             Self::Connect4 | Self::Connect6 => matches!(
@@ -196,6 +207,7 @@ impl Program {
                     | ProxyDeadDenied
                     | NotRegisteredDenied
                     | QuicRefused
+                    | Answer
                     | EventLost
             ),
             Self::SendMsg4 | Self::SendMsg6 => matches!(
@@ -207,6 +219,7 @@ impl Program {
                     | Direct
                     | NotRegisteredDenied
                     | QuicRefused
+                    | Answer
                     | EventLost
             ),
             Self::SockOps => matches!(outcome, Published | PublishFailed | NotRedirected),
@@ -233,8 +246,10 @@ impl Program {
                     | QuicRefused
                     | NotRedirectedDenied
                     | Loopback
+                    | Answer
                     | EventLost
             ),
+            Self::SkbIngress => matches!(outcome, PeerNoted),
         }
     }
 }
@@ -270,6 +285,8 @@ impl Outcome {
             Self::MptcpSocketDenied => "mptcp_socket_denied",
             Self::Loopback => "loopback",
             Self::EventLost => "event_lost",
+            Self::Answer => "answer",
+            Self::PeerNoted => "peer_noted",
         }
     }
 

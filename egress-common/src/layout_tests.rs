@@ -9,7 +9,7 @@ use crate::{
     maps::AgentIdentity,
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
-    workload::{WorkloadEntry, WorkloadKey},
+    workload::{UdpPeerKey, WorkloadEntry, WorkloadKey},
 };
 
 /// Sum of the sizes of the named fields; the pattern is exhaustive, so a new field must be named.
@@ -63,6 +63,12 @@ fn structures_have_the_size_and_alignment_of_the_layout_version() {
             size_of::<WorkloadEntry>(),
             align_of::<WorkloadEntry>(),
             (8, 4),
+        ),
+        (
+            "UdpPeerKey",
+            size_of::<UdpPeerKey>(),
+            align_of::<UdpPeerKey>(),
+            (48, 8),
         ),
         ("Event", size_of::<Event>(), align_of::<Event>(), (56, 8)),
         (
@@ -156,6 +162,17 @@ fn structures_have_no_implicit_padding() {
             listening
         }),
         size_of::<WorkloadEntry>()
+    );
+    assert_eq!(
+        fields_size!(UdpPeerKey {
+            socket_cookie,
+            local,
+            peer,
+            local_port,
+            peer_port,
+            padding
+        }),
+        size_of::<UdpPeerKey>()
     );
     assert_eq!(
         fields_size!(Event {

@@ -29,17 +29,20 @@ pub const WORKLOADS: &str = "WORKLOADS";
 /// LRU hash [`crate::workload::WorkloadKey`] → CLOCK_MONOTONIC in nanoseconds: when a workload that
 /// the agent does not know was last reported.
 pub const SIGHTINGS: &str = "SIGHTINGS";
+/// LRU hash [`crate::workload::UdpPeerKey`] → CLOCK_MONOTONIC in nanoseconds of the last datagram.
+pub const UDP_PEERS: &str = "UDP_PEERS";
 /// Ring buffer of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
 /// Array of one [`AgentIdentity`].
 pub const AGENT_IDENTITY: &str = "AGENT_IDENTITY";
 
 /// Every map, in the order of their definition.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     SETTINGS,
     HEARTBEAT,
     WORKLOADS,
     SIGHTINGS,
+    UDP_PEERS,
     DESTINATIONS4,
     DESTINATIONS6,
     DESTINATION_CIDRS4,
@@ -64,6 +67,11 @@ pub const ORIGINAL_DST_CAPACITY: usize = 65_536;
 pub const WORKLOADS_CAPACITY: usize = 16_384;
 /// Capacity of `SIGHTINGS`.
 pub const SIGHTINGS_CAPACITY: usize = 1_024;
+/// Capacity of `UDP_PEERS`.
+pub const UDP_PEERS_CAPACITY: usize = 16_384;
+/// How long after its last datagram a peer may be answered, nanoseconds (the kernel's connection
+/// tracking takes as long for UDP that goes both ways: nf_conntrack_udp_timeout_stream).
+pub const UDP_PEER_LIFETIME_NS: u64 = 120_000_000_000;
 /// Shortest time between two reports of one workload, nanoseconds.
 pub const SIGHTING_INTERVAL_NS: u64 = 50_000_000;
 /// Size of `EVENTS`, bytes.

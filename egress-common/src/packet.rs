@@ -25,11 +25,15 @@ const DESTINATION_OPTIONS: u8 = 60;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// A packet on its way out.
+/// A packet on its way out, or in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
+    /// Where it comes from; v4 in its mapped form.
+    pub source: Address,
     /// Where it goes; v4 in its mapped form.
     pub destination: Address,
+    /// Source port of TCP and UDP, else 0.
+    pub source_port: Port,
     /// Destination port of TCP and UDP, else 0.
     pub port: Port,
     /// IP protocol number of the payload.
@@ -42,29 +46,28 @@ impl Packet {
     /// Reads an IPv4 packet; `load` gives four octets from an offset into the packet.
     #[inline(always)]
     pub fn v4(header: [u8; HEADER4], load: impl Fn(u32) -> Option<[u8; 4]>) -> Self {
-        let destination = Address::from_v4(Address4 {
-            octets: [header[16], header[17], header[18], header[19]],
-        });
+        let ends = (
+            Address::from_v4(Address4 {
+                octets: [header[12], header[13], header[14], header[15]],
+            }),
+            Address::from_v4(Address4 {
+                octets: [header[16], header[17], header[18], header[19]],
+            }),
+        );
         let protocol = header[9];
         let length = ((header[0] & 0x0f) as u32) * 4;
         // Offset in units of 8 octets; later fragments have no transport header.
         let later_fragment = (header[6] & 0x1f) != 0 || header[7] != 0;
         if later_fragment || length < HEADER4 as u32 {
-            return Self::opaque(destination, protocol);
+            return Self::opaque(ends, protocol);
         }
-        Self::transport(destination, protocol, length, load)
+        Self::transport(ends, protocol, length, load)
     }
 
     /// Reads an IPv6 packet; `load` gives four octets from an offset into the packet.
     #[inline(always)]
     pub fn v6(header: [u8; HEADER6], load: impl Fn(u32) -> Option<[u8; 4]>) -> Self {
-        let mut octets = [0; 16];
-        let mut index = 0;
-        while index < 16 {
-            octets[index] = header[24 + index];
-            index += 1;
-        }
-        let destination = Address::from_v6(Address6 { octets });
+        let ends = (address6(&header, 8), address6(&header, 24));
         let mut protocol = header[6];
         let mut offset = HEADER6 as u32;
         let mut followed = 0;
@@ -73,13 +76,13 @@ impl Packet {
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8,
                 AUTHENTICATION => 4,
                 FRAGMENT => 0,
-                _ => return Self::transport(destination, protocol, offset, load),
+                _ => return Self::transport(ends, protocol, offset, load),
             };
             let Some([next, length, high, low]) = load(offset) else {
-                return Self::opaque(destination, protocol);
+                return Self::opaque(ends, protocol);
             };
             if protocol == FRAGMENT && (high != 0 || low & 0xf8 != 0) {
-                return Self::opaque(destination, next);
+                return Self::opaque(ends, next);
             }
             offset += match protocol {
                 FRAGMENT => 8,
@@ -89,14 +92,16 @@ impl Packet {
             protocol = next;
             followed += 1;
         }
-        Self::opaque(destination, protocol)
+        Self::opaque(ends, protocol)
     }
 
     /// One whose transport header cannot be read.
     #[inline(always)]
-    pub const fn opaque(destination: Address, protocol: u8) -> Self {
+    pub const fn opaque((source, destination): (Address, Address), protocol: u8) -> Self {
         Self {
+            source,
             destination,
+            source_port: Port::new(0),
             port: Port::new(0),
             protocol,
             opening: true,
@@ -107,16 +112,16 @@ impl Packet {
     /// TCP in octet 13.
     #[inline(always)]
     fn transport(
-        destination: Address,
+        ends: (Address, Address),
         protocol: u8,
         offset: u32,
         load: impl Fn(u32) -> Option<[u8; 4]>,
     ) -> Self {
         if protocol != TCP && protocol != UDP {
-            return Self::opaque(destination, protocol);
+            return Self::opaque(ends, protocol);
         }
-        let Some([_, _, high, low]) = load(offset) else {
-            return Self::opaque(destination, protocol);
+        let Some([from_high, from_low, high, low]) = load(offset) else {
+            return Self::opaque(ends, protocol);
         };
         let opening = if protocol == TCP {
             match load(offset + 12) {
@@ -127,12 +132,28 @@ impl Packet {
             true
         };
         Self {
-            destination,
+            source: ends.0,
+            destination: ends.1,
+            source_port: Port {
+                be: [from_high, from_low],
+            },
             port: Port { be: [high, low] },
             protocol,
             opening,
         }
     }
+}
+
+/// Sixteen octets of an IPv6 header.
+#[inline(always)]
+fn address6(header: &[u8; HEADER6], at: usize) -> Address {
+    let mut octets = [0; 16];
+    let mut index = 0;
+    while index < 16 {
+        octets[index] = header[at + index];
+        index += 1;
+    }
+    Address::from_v6(Address6 { octets })
 }
 
 #[cfg(test)]

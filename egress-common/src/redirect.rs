@@ -686,7 +686,9 @@ mod tests {
     fn backstop_lets_go_what_the_system_calls_would_have_let_go() {
         let settings = settings(["", "", "10.0.0.1", ""], FAILURE_POLICY_CLOSED);
         let packet = |to: &str, port| Packet {
+            source: Address::NONE,
             destination: address(to),
+            source_port: Port::new(0),
             port: Port::new(port),
             protocol: TCP,
             opening: true,

@@ -44,6 +44,53 @@ pub struct WorkloadEntry {
     pub listening: u8,
 }
 
+/// Key of `UDP_PEERS`: somebody outside who sent a datagram to a server in a pod, and so may be
+/// answered. Each is noted twice: by socket, for system calls, and by both ends, for packets.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UdpPeerKey {
+    /// `SO_COOKIE` of the server's socket; 0: by both ends.
+    pub socket_cookie: u64,
+    /// The server's address; none when by socket.
+    pub local: Address,
+    /// The peer's address.
+    pub peer: Address,
+    /// The server's port; 0 when by socket.
+    pub local_port: Port,
+    /// The peer's port.
+    pub peer_port: Port,
+    /// Zero.
+    pub padding: [u8; 4],
+}
+
+impl UdpPeerKey {
+    /// By the server's socket.
+    #[inline(always)]
+    pub const fn by_socket(socket_cookie: u64, peer: (Address, Port)) -> Self {
+        Self {
+            socket_cookie,
+            local: Address::NONE,
+            peer: peer.0,
+            local_port: Port::new(0),
+            peer_port: peer.1,
+            padding: [0; 4],
+        }
+    }
+
+    /// By both ends.
+    #[inline(always)]
+    pub const fn by_ends(local: (Address, Port), peer: (Address, Port)) -> Self {
+        Self {
+            socket_cookie: 0,
+            local: local.0,
+            peer: peer.0,
+            local_port: local.1,
+            peer_port: peer.1,
+            padding: [0; 4],
+        }
+    }
+}
+
 impl WorkloadKey {
     /// A pod.
     #[inline(always)]
@@ -114,3 +161,6 @@ unsafe impl aya::Pod for WorkloadKey {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for WorkloadEntry {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for UdpPeerKey {}

@@ -13,7 +13,7 @@ use egress_common::{
     workload::{WorkloadEntry, WorkloadKey},
 };
 
-use crate::{context, counters::count, destination, event, maps, original_dst};
+use crate::{context, counters::count, destination, event, maps, original_dst, udp_peers};
 
 /// Return values of cgroup_skb: go on, or drop (the sender sees EPERM).
 const ALLOW: i32 = 1;
@@ -63,6 +63,10 @@ pub fn skb(ctx: &SkBuffContext) -> i32 {
             count(program, outcome);
             ALLOW
         }
+        Verdict::Drop(_) if udp_peers::is_answer(packet) => {
+            count(program, Outcome::Answer);
+            ALLOW
+        }
         Verdict::Drop(outcome) => {
             count(program, outcome);
             let event = Event {
@@ -90,7 +94,7 @@ pub fn tc(ctx: &TcContext) -> i32 {
         ETH_P_IPV6 => context::tc_packet6(ctx),
         ETH_P_ARP => return TC_ACT_UNSPEC,
         // Nothing else is routed; a bridge would carry it on.
-        _ => Some(Packet::opaque(Address::NONE, 0)),
+        _ => Some(Packet::opaque((Address::NONE, Address::NONE), 0)),
     };
     let Some(packet) = packet.filter(|packet| packet.opening) else {
         return TC_ACT_UNSPEC;
@@ -103,6 +107,10 @@ pub fn tc(ctx: &TcContext) -> i32 {
     // The socket cannot be seen from here: what the failure policy lets go must pass.
     let approved = settings.failure_policy == FAILURE_POLICY_OPEN;
     match settings.admit(packet, found, approved) {
+        Verdict::Drop(_) if registry_only && udp_peers::is_answer(packet) => {
+            count(program, Outcome::Answer);
+            TC_ACT_UNSPEC
+        }
         Verdict::Drop(outcome) if registry_only => {
             count(program, outcome);
             let event = Event {
@@ -123,15 +131,17 @@ pub fn tc(ctx: &TcContext) -> i32 {
     }
 }
 
+/// The settings, once the agent has written them.
 #[inline(always)]
-fn configured() -> Option<&'static Settings> {
+pub fn configured() -> Option<&'static Settings> {
     maps::SETTINGS
         .get(0)
         .filter(|settings| settings.is_configured())
 }
 
+/// Whether unregistered destinations are refused for the workload of a key.
 #[inline(always)]
-fn is_registry_only(settings: &Settings, key: impl FnOnce() -> WorkloadKey) -> bool {
+pub fn is_registry_only(settings: &Settings, key: impl FnOnce() -> WorkloadKey) -> bool {
     let workload = if settings.policy_by_workload == 0 {
         WorkloadEntry::UNKNOWN
     } else {

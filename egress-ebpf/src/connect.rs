@@ -10,11 +10,11 @@ use egress_common::{
     counters::{Outcome, Program},
     event::Event,
     original_dst::{OriginalDst, SocketRecord},
-    redirect::{Attempt, Caller, Decision, Destination, Reach, Settings},
+    redirect::{ACTION_REDIRECT, Attempt, Caller, Decision, Destination, Reach, Settings, UDP},
     workload::WorkloadEntry,
 };
 
-use crate::{context, counters::count, destination, event, maps, original_dst};
+use crate::{context, counters::count, destination, event, maps, original_dst, udp_peers};
 
 /// Return values of the programs: the system call goes on, or fails with EPERM.
 const ALLOW: i32 = 1;
@@ -69,18 +69,23 @@ fn run(
             Some(_) => Reach::V4,
             None => Reach::V6,
         };
-        let workload = if settings.depends_on_workload(caller) {
-            maps::workload(settings.workload_key(caller))
-        } else {
-            WorkloadEntry::UNKNOWN
+        // What only a redirected socket needs is read for no other.
+        let redirected = found.action == ACTION_REDIRECT;
+        let asks = match redirected {
+            true => settings.depends_on_workload(caller),
+            false => settings.policy_by_workload != 0,
+        };
+        let workload = match asks {
+            true => maps::workload(settings.workload_key(caller)),
+            false => WorkloadEntry::UNKNOWN,
         };
         let attempt = Attempt {
             caller,
             workload,
             protocol,
             reach,
-            bound_to_device: context::is_bound_to_device(ctx),
-            proxy_alive: is_proxy_alive(settings),
+            bound_to_device: redirected && context::is_bound_to_device(ctx),
+            proxy_alive: !redirected || is_proxy_alive(settings),
         };
         settings.decide(attempt, found)
     };
@@ -95,6 +100,12 @@ fn run(
             // Without the record the backstop drops the packets, if it is in force.
             let _ = original_dst::record(ctx, SocketRecord::APPROVED);
             pass(program, outcome)
+        }
+        Decision::Deny(Outcome::NotRegisteredDenied)
+            if protocol == UDP
+                && udp_peers::is_answer_of_socket(context::socket_cookie(ctx), (address, port)) =>
+        {
+            pass(program, Outcome::Answer)
         }
         Decision::Deny(outcome) => deny(program, outcome, caller, (address, port, protocol)),
         Decision::Redirect(..) if !is_connect(program) => pass(program, Outcome::Direct),

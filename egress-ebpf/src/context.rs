@@ -85,6 +85,13 @@ pub fn skb_cgroup_id(ctx: &SkBuffContext) -> u64 {
     unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }
 }
 
+/// `SO_COOKIE` of the packet's socket; for packets that come in, of the one that they are for.
+#[inline(always)]
+pub fn skb_socket_cookie(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: allowed in cgroup_skb; the context is the program's own.
+    unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
+}
+
 /// The packet's socket; null when there is no full one.
 #[inline(always)]
 pub fn skb_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
@@ -127,7 +134,7 @@ pub fn tc_packet4(ctx: &TcContext) -> Option<Packet> {
     let skb = ctx.skb.skb;
     match load_relative::<HEADER4>(skb, 0) {
         Some(header) => Some(Packet::v4(header, |offset| load_relative::<4>(skb, offset))),
-        None => Some(Packet::opaque(Address::NONE, 0)),
+        None => Some(Packet::opaque((Address::NONE, Address::NONE), 0)),
     }
 }
 
@@ -137,7 +144,7 @@ pub fn tc_packet6(ctx: &TcContext) -> Option<Packet> {
     let skb = ctx.skb.skb;
     match load_relative::<HEADER6>(skb, 0) {
         Some(header) => Some(Packet::v6(header, |offset| load_relative::<4>(skb, offset))),
-        None => Some(Packet::opaque(Address::NONE, 0)),
+        None => Some(Packet::opaque((Address::NONE, Address::NONE), 0)),
     }
 }
 

@@ -18,6 +18,7 @@ mod maps;
 mod original_dst;
 mod peer_name;
 mod sock_create;
+mod udp_peers;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
@@ -60,6 +61,12 @@ pub fn egress_sock_create(ctx: SockContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn egress_skb(ctx: SkBuffContext) -> i32 {
     backstop::skb(&ctx)
+}
+
+/// Notes who sends datagrams to servers in the captured cgroups.
+#[cgroup_skb(ingress)]
+pub fn egress_skb_ingress(ctx: SkBuffContext) -> i32 {
+    udp_peers::skb_ingress(&ctx)
 }
 
 /// Backstop under REGISTRY_ONLY: frames that a pod puts on its cable.

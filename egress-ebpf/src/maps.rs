@@ -11,11 +11,12 @@ use egress_common::{
     event::Event,
     maps::{
         AgentIdentity, DESTINATION_CIDRS_CAPACITY, DESTINATIONS4_CAPACITY, DESTINATIONS6_CAPACITY,
-        EVENTS_SIZE, ORIGINAL_DST_CAPACITY, SIGHTINGS_CAPACITY, WORKLOADS_CAPACITY,
+        EVENTS_SIZE, ORIGINAL_DST_CAPACITY, SIGHTINGS_CAPACITY, UDP_PEERS_CAPACITY,
+        WORKLOADS_CAPACITY,
     },
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
-    workload::{WorkloadEntry, WorkloadKey},
+    workload::{UdpPeerKey, WorkloadEntry, WorkloadKey},
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -36,6 +37,10 @@ pub static WORKLOADS: HashMap<WorkloadKey, WorkloadEntry, WORKLOADS_CAPACITY, NO
 /// Workloads that `WORKLOADS` lacks; sock_create writes and reads.
 #[btf_map]
 pub static SIGHTINGS: LruHashMap<WorkloadKey, u64, SIGHTINGS_CAPACITY> = LruHashMap::new();
+
+/// Who sent datagrams to servers in pods; skb_ingress writes, connect, sendmsg and packets read.
+#[btf_map]
+pub static UDP_PEERS: LruHashMap<UdpPeerKey, u64, UDP_PEERS_CAPACITY> = LruHashMap::new();
 
 /// Single IPv4 addresses; the agent writes, connect4/6 read.
 #[btf_map]

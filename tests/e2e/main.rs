@@ -21,8 +21,10 @@ mod identity;
 mod lifecycle;
 mod network;
 mod peers;
+mod pods;
 mod reload;
 mod scenario;
+mod servers;
 mod wire;
 
 use std::{

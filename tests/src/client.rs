@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -176,6 +176,33 @@ pub fn get(request: &Request) -> Result<Value> {
         "headers": response.headers,
         "body": String::from_utf8_lossy(&response.body),
     }))
+}
+
+/// Connects until it works: `{failures: {error kind: count}, milliseconds, peer}`, the time counted
+/// from the first socket.
+///
+/// # Errors
+/// When it does not work within the time limit of a request.
+pub fn persist(address: SocketAddr) -> Result<Value> {
+    let mut failures: BTreeMap<String, u32> = BTreeMap::new();
+    let start = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => {
+                let peer = stream.peer_addr().context("getpeername")?;
+                let milliseconds = start.elapsed().as_secs_f64() * 1000.0;
+                return Ok(json!({
+                    "failures": failures,
+                    "milliseconds": milliseconds,
+                    "peer": peer.to_string(),
+                }));
+            }
+            Err(error) if start.elapsed() > TIMEOUT => {
+                bail!("{error} after {failures:?}");
+            }
+            Err(error) => *failures.entry(error.kind().to_string()).or_default() += 1,
+        }
+    }
 }
 
 /// Sends until `count` requests are done, or without a count until `stop`; every answer must be 200

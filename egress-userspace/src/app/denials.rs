@@ -27,6 +27,8 @@ use crate::{
 
 /// Between two lines about the same thing.
 const QUIET: Duration = Duration::from_secs(10);
+/// How long a caller's name is taken for granted.
+const FRESH: Duration = Duration::from_secs(1);
 /// Things that are remembered for it.
 const REMEMBERED: usize = 1024;
 /// Series of the metric; what comes later is counted under `other`.
@@ -41,14 +43,23 @@ pub struct Denials(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     lines: HashMap<Line, Spoken>,
+    callers: HashMap<Caller, (Instant, Who)>,
     counts: BTreeMap<Series, u64>,
     recent: VecDeque<Denial>,
+}
+
+/// Whom the kernel means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Caller {
+    netns_cookie: u64,
+    interface: u32,
+    cgroup_id: u64,
 }
 
 /// What makes two denials the same for the log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Line {
-    who: String,
+    who: Caller,
     destination: SocketAddr,
     protocol: u8,
     outcome: &'static str,
@@ -83,6 +94,7 @@ pub struct Surroundings<'a> {
 }
 
 /// Who was refused.
+#[derive(Debug, Clone)]
 struct Who {
     workload: Option<Arc<Workload>>,
     place: String,
@@ -94,10 +106,15 @@ impl Denials {
         let Some(outcome) = Outcome::from_number(event.outcome) else {
             return;
         };
-        let who = who(event, around);
+        let caller = Caller {
+            netns_cookie: event.netns_cookie,
+            interface: event.interface,
+            cgroup_id: event.cgroup_id,
+        };
         let destination = SocketAddr::new(IpAddr::from(event.address), event.port.number());
-        let workload = who.workload.as_deref();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let who = state.who(caller, around);
+        let workload = who.workload.as_deref();
         state.count(Series {
             workload: known(workload.map(|w| w.name.as_str())),
             namespace: known(workload.map(|w| w.namespace.as_str())),
@@ -105,7 +122,7 @@ impl Denials {
             reason: outcome.name(),
         });
         let line = Line {
-            who: who.place.clone(),
+            who: caller,
             destination,
             protocol: event.protocol,
             outcome: outcome.name(),
@@ -116,10 +133,14 @@ impl Denials {
         let host = host_of(destination.ip(), around);
         let denial = Denial {
             workload: workload.map_or_else(|| "-".to_owned(), shown),
-            cgroup: who.place,
+            cgroup: who.place.clone(),
             pid: event.pid,
             host: host.clone(),
-            destination: destination.to_string(),
+            // A socket that was never made has none.
+            destination: match destination.ip().is_unspecified() {
+                true => "-".to_owned(),
+                false => destination.to_string(),
+            },
             protocol: protocol_name(event.protocol),
             hook: Program::from_number(event.program)
                 .map_or("-", Program::name)
@@ -169,6 +190,22 @@ impl Denials {
 }
 
 impl State {
+    /// Asking for a name takes system calls, which a flood of denials must not make.
+    fn who(&mut self, caller: Caller, around: &Surroundings<'_>) -> Who {
+        let now = Instant::now();
+        if let Some((asked, who)) = self.callers.get(&caller)
+            && now.duration_since(*asked) < FRESH
+        {
+            return who.clone();
+        }
+        if self.callers.len() >= REMEMBERED {
+            self.callers.clear();
+        }
+        let who = who(caller, around);
+        self.callers.insert(caller, (now, who.clone()));
+        who
+    }
+
     fn count(&mut self, series: Series) {
         if self.counts.len() >= SERIES && !self.counts.contains_key(&series) {
             let other = Series {
@@ -210,32 +247,31 @@ impl State {
 }
 
 /// The pod of the namespace or cable, else the cgroup: the pod it belongs to, or the unit.
-fn who(event: &Event, around: &Surroundings<'_>) -> Who {
-    let path = around
-        .finder
-        .tree()
-        .path_of(event.cgroup_id)
-        .unwrap_or_default();
-    let pod = match (event.netns_cookie, event.interface) {
-        (0, 0) => path.as_ref().and_then(|path| {
+fn who(caller: Caller, around: &Surroundings<'_>) -> Who {
+    let cgroup = || {
+        let path = around.finder.tree().path_of(caller.cgroup_id);
+        path.unwrap_or_default()
+    };
+    let pod = match (caller.netns_cookie, caller.interface) {
+        (0, 0) => cgroup().and_then(|path| {
             let mut pods = around.pods.all().into_iter();
-            pods.find(|pod| pod.cgroups.contains(path))
+            pods.find(|pod| pod.cgroups.contains(&path))
         }),
         (0, interface) => around.pods.at_cable(interface),
         (cookie, _) => around.pods.find(cookie),
     };
-    if let Some(pod) = pod {
-        return Who {
+    match pod {
+        Some(pod) => Who {
             workload: pod.workload.clone(),
             place: pod.place(),
-        };
-    }
-    Who {
-        workload: around.finder.find(event.cgroup_id),
-        place: path.map_or_else(
-            || format!("cgroup {}", event.cgroup_id),
-            |path| path.display().to_string(),
-        ),
+        },
+        None => Who {
+            workload: around.finder.find(caller.cgroup_id),
+            place: cgroup().map_or_else(
+                || format!("cgroup {}", caller.cgroup_id),
+                |path| path.display().to_string(),
+            ),
+        },
     }
 }
 
@@ -335,7 +371,11 @@ mod tests {
 
     fn line(port: u16) -> Line {
         Line {
-            who: "/pods/a".to_owned(),
+            who: Caller {
+                netns_cookie: 7,
+                interface: 0,
+                cgroup_id: 1,
+            },
             destination: SocketAddr::new([203, 0, 113, 9].into(), port),
             protocol: TCP,
             outcome: "not_registered_denied",

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use egress_common::workload::{WorkloadEntry, WorkloadKey};
@@ -61,6 +62,12 @@ struct Entries {
     /// Namespaces (0: the agent's own) in which somebody is under REGISTRY_ONLY.
     refusing: BTreeSet<u64>,
 }
+
+/// Age from which a connection will not be accepted any more: with a full backlog the client tries
+/// for about two minutes (tcp(7), tcp_syn_retries).
+const UNTAKEN: Duration = Duration::from_secs(150);
+/// How often connections that nobody will accept any more are forgotten.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Key of the agent's own namespace in [`Enforcement::severed`].
 const OWN: u64 = 0;
@@ -290,6 +297,7 @@ pub async fn follow(
     books.mark_unchanged();
     let mut current = candidates.borrow().clone();
     let problem = enforcement.problem.clone();
+    let mut sweep = tokio::time::interval(SWEEP);
     let incomplete = "destination maps not complete";
     let unknown = "workload map not complete";
     loop {
@@ -314,6 +322,11 @@ pub async fn follow(
                 let book = books.borrow_and_update().clone();
                 problem.note(enforcement.redirect(&current, &book), incomplete);
             }
+            _ = sweep.tick() => match enforcement.capture.originals().sweep(UNTAKEN) {
+                Ok(0) => {}
+                Ok(connections) => tracing::debug!(connections, "ended before they were accepted"),
+                Err(error) => tracing::warn!(%error, "sweeping"),
+            },
             Ok(()) = seen.changed() => {
                 let there = seen.borrow_and_update().clone();
                 problem.note(enforcement.admit(&current.table, &there), unknown);

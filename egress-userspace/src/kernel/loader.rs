@@ -20,7 +20,7 @@ use egress_common::{
     maps::{self, AgentIdentity},
     original_dst::{OriginalDst, OriginalDstKey, SocketRecord},
     redirect::{CidrKey4, CidrKey6, Destination, DestinationKey4, DestinationKey6, Settings},
-    workload::{WorkloadEntry, WorkloadKey},
+    workload::{UdpPeerKey, WorkloadEntry, WorkloadKey},
 };
 
 use super::{bpffs::PinDirectory, cgroups::CgroupTree, error::KernelError, syscall};
@@ -30,13 +30,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_KERNEL_OBJECT"))
 /// bpf_get_netns_cookie-era helpers, SO_NETNS_COOKIE, lookup-and-delete on hash maps.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
 /// Programs that stay attached to cgroups, in the order of attaching: who redirects comes last.
-pub const PROGRAMS: [KernelProgram; 9] = [
+pub const PROGRAMS: [KernelProgram; 10] = [
     KernelProgram::new("egress_getpeername4", 29),
     KernelProgram::new("egress_getpeername6", 30),
     KernelProgram::new("egress_sockops", 3),
     KernelProgram::new("egress_sock_create", 2),
     KernelProgram::new("egress_sendmsg4", 14),
     KernelProgram::new("egress_sendmsg6", 15),
+    KernelProgram::new("egress_skb_ingress", 0),
     KernelProgram::new("egress_skb", 1),
     KernelProgram::new("egress_connect4", 10),
     KernelProgram::new("egress_connect6", 11),
@@ -238,6 +239,12 @@ fn expected_shape(name: &str) -> Option<(Option<MapType>, u32, u32, u32)> {
             size_of::<WorkloadKey>(),
             size_of::<u64>(),
             maps::SIGHTINGS_CAPACITY,
+        ),
+        maps::UDP_PEERS => (
+            MapType::LruHash,
+            size_of::<UdpPeerKey>(),
+            size_of::<u64>(),
+            maps::UDP_PEERS_CAPACITY,
         ),
         maps::EVENTS => (MapType::RingBuf, 0, 0, maps::EVENTS_SIZE),
         maps::DESTINATIONS4 => (

@@ -3,15 +3,19 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
-use aya::maps::MapData;
+use aya::maps::{HashMap, Map, MapData, MapError};
 use egress_common::{
     address::{Address, Port},
+    maps::ORIGINAL_DST,
     original_dst::{OriginalDst, OriginalDstKey},
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::{cgroups::WorkloadFinder, error::KernelError, pods::Pods, syscall};
 use crate::workload::Workload;
@@ -90,6 +94,40 @@ impl OriginalDestinations {
         Ok(found.map(|found| self.capture(&found, peer)))
     }
 
+    /// Removes what is older than `lifetime`, because nobody will take it any more: connections that
+    /// ended before they were accepted. Returns how many.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`] when the kernel refuses to list or remove.
+    pub fn sweep(&self, lifetime: Duration) -> Result<usize, KernelError> {
+        let failed = |source| KernelError::Map {
+            action: "sweep",
+            map: ORIGINAL_DST,
+            source,
+        };
+        let now = monotonic_ns()?;
+        let copy = MapData::from_fd(clone_fd(&self.shared.map)?).map_err(failed)?;
+        let mut map: HashMap<_, OriginalDstKey, OriginalDst> =
+            Map::LruHashMap(copy).try_into().map_err(failed)?;
+        let lifetime = lifetime.as_nanos() as u64;
+        let is_stale = |value: &OriginalDst| now.saturating_sub(value.decided_at_ns) > lifetime;
+        let stale: Vec<OriginalDstKey> = map
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, value)| is_stale(value))
+            .map(|(key, _)| key)
+            .collect();
+        let mut removed = 0;
+        for key in stale {
+            match map.remove(&key) {
+                Ok(()) => removed += 1,
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(failed(source)),
+            }
+        }
+        Ok(removed)
+    }
+
     fn capture(&self, found: &OriginalDst, peer: SocketAddr) -> Capture {
         let destination = SocketAddr::new(IpAddr::from(found.address), found.port.number());
         let pod = match found.netns_cookie == self.shared.netns_cookie {
@@ -113,6 +151,25 @@ impl OriginalDestinations {
             address,
         }
     }
+}
+
+/// CLOCK_MONOTONIC, the clock of the kernel programs.
+fn monotonic_ns() -> Result<u64, KernelError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| KernelError::Call {
+        action: "read CLOCK_MONOTONIC",
+        source: errno.into(),
+    })?;
+    Ok(Duration::from(now).as_nanos() as u64)
+}
+
+fn clone_fd(map: &MapData) -> Result<OwnedFd, KernelError> {
+    map.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| KernelError::Call {
+            action: "open a map again",
+            source,
+        })
 }
 
 /// The form of a socket address inside maps.

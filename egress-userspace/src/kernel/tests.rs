@@ -11,6 +11,7 @@ use std::{
     os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use egress_common::maps::LAYOUT_VERSION;
@@ -334,6 +335,24 @@ fn own_traffic_is_not_captured() {
     assert_eq!(stream.peer_addr().unwrap(), address);
     assert!(count(&capture, "connect4", "own_traffic") > before);
     assert!(elsewhere.accept().is_ok());
+    capture.stop().unwrap();
+}
+
+#[test]
+fn connections_that_nobody_accepts_are_swept() {
+    let Some(lab) = Lab::new("sweep") else {
+        return;
+    };
+    let mut capture = Capture::start(&lab.settings()).unwrap();
+    capture.publish(&plan(&[("203.0.113.5", 80)])).unwrap();
+    lab.connect(&["203.0.113.5:80", "203.0.113.5:80"]);
+    let originals = capture.originals();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(originals.sweep(hour).unwrap(), 0, "fresh ones stay");
+    assert_eq!(originals.sweep(Duration::ZERO).unwrap(), 2);
+    for (local, peer) in lab.proxy.accept_all() {
+        assert!(originals.take(None, local, peer).unwrap().is_none());
+    }
     capture.stop().unwrap();
 }
 

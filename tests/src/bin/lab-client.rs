@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lab::client::{Load, Request, get, send, streams};
+use lab::client::{Load, Request, get, persist, send, streams};
 
 /// An application that sends HTTP requests and tells what it saw, as JSON.
 #[derive(Debug, Parser)]
@@ -52,6 +52,11 @@ enum Arguments {
         /// Accept an answer of another server than the one asked.
         #[arg(long)]
         any_server: bool,
+    },
+    /// Connects again and again until it works.
+    Persist {
+        /// Where to connect.
+        address: SocketAddr,
     },
     /// Every URL at once over one HTTP/2 connection.
     Streams {
@@ -99,6 +104,7 @@ fn main() -> Result<()> {
             };
             load_until_told(&load, count, any_server)
         }
+        Arguments::Persist { address } => persist(address)?,
         Arguments::Streams { address, urls } => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -215,9 +215,6 @@ fn ports(
                 ),
             );
         }
-        if protocol == Some(Protocol::Udp) {
-            findings.unsupported(&path.key("protocol"), "UDP is not captured");
-        }
         if let (Some(number), Some(target_port), Some(protocol)) = (number, target, protocol) {
             ports.push(ServicePort {
                 number,
