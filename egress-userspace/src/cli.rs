@@ -60,8 +60,8 @@ pub enum Command {
     /// Show the health and counters of a running node or gateway
     #[command(after_help = "Example:\n  egress status --admin 127.0.0.1:15000 -o json")]
     Status(StatusArgs),
-    /// Print live state as JSON
-    #[command(after_help = "Example:\n  egress dump maps")]
+    /// Print live state: JSON, or a table on a terminal
+    #[command(after_help = "Example:\n  egress dump connections")]
     Dump(DumpArgs),
 }
 
@@ -236,6 +236,21 @@ pub struct ExplainArgs {
     /// Service account of the caller
     #[arg(long, value_name = "SA")]
     pub source_service_account: Option<String>,
+    /// The caller, as a running node knows it or --workloads names it: its namespace, labels and
+    /// service account are taken from there
+    #[arg(long, value_name = "[NS/]NAME|/CGROUP", conflicts_with_all = ["source_namespace", "source_labels", "source_service_account", "batch"])]
+    pub source_workload: Option<String>,
+    /// Admin server of the node that knows --source-workload
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// YAML that names --source-workload instead, as for `egress node`
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "source_workload",
+        conflicts_with = "admin"
+    )]
+    pub workloads: Option<PathBuf>,
     /// The request, whole
     #[arg(long, value_name = "URL", conflicts_with_all = ["host", "port", "protocol", "path", "batch"])]
     pub url: Option<String>,

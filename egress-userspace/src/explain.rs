@@ -68,6 +68,36 @@ pub struct ExplainSource {
     pub labels: BTreeMap<String, String>,
     /// Service account.
     pub service_account: String,
+    /// Name, for the steps only: no rule matches on it.
+    pub name: String,
+}
+
+impl ExplainSource {
+    /// Who the caller is, as the first step says it.
+    fn step(&self) -> Step {
+        let mut text = match (self.namespace.as_str(), self.name.as_str()) {
+            ("", "") => "caller of unknown name and namespace".to_owned(),
+            ("", name) => format!("caller {name}"),
+            (namespace, "") => format!("caller of namespace {namespace}"),
+            (namespace, name) => format!("caller {namespace}/{name}"),
+        };
+        let labels = self
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        let mut more = Vec::new();
+        if !labels.is_empty() {
+            more.push(format!("labels {labels}"));
+        }
+        if !self.service_account.is_empty() {
+            more.push(format!("service account {}", self.service_account));
+        }
+        if !more.is_empty() {
+            let _ = write!(text, " ({})", more.join(", "));
+        }
+        Step::plain(text)
+    }
 }
 
 /// A request cannot be explained.
@@ -140,7 +170,7 @@ impl Explainer {
         let table = self.table(self.role(request)?);
         let source = request.source.as_ref().map(|source| Workload {
             namespace: source.namespace.clone(),
-            name: String::new(),
+            name: source.name.clone(),
             labels: source.labels.clone(),
             service_account: source.service_account.clone(),
         });
@@ -181,6 +211,9 @@ impl Explainer {
             traffic,
         };
         let mut why = Why::on();
+        if let Some(source) = &request.source {
+            why.step(|| source.step());
+        }
         let decision = table.decide(&question, 0, &mut why);
         let steps = why.into_steps();
         let json = render(&decision, &question, request, &headers, &steps);

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 /// A calling workload. Empty strings mean unknown; there is no namespace named "".
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Workload {
     /// Kubernetes namespace, or the namespace given by `--workloads`.
     pub namespace: String,

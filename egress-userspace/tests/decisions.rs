@@ -532,3 +532,31 @@ fn destinations_are_those_that_the_caller_sees() {
         assert_eq!(line, expected, "{row}: {decision:#}");
     }
 }
+
+#[test]
+fn the_first_step_says_who_the_caller_is_when_one_is_given() {
+    let explainer = explainer("caller", &[entry("a/one", "one.com")], "");
+    let first = |source: Value| {
+        let mut request = json!({ "host": "one.com", "port": 80 });
+        if !source.is_null() {
+            request["source"] = source;
+        }
+        let why = decide(&explainer, request).1["why"][0].clone();
+        why.as_str().unwrap().to_owned()
+    };
+    for (source, expected) in [
+        (
+            json!({"namespace": "istio-demo", "name": "sleep", "labels": {"app": "sleep"}}),
+            "caller istio-demo/sleep (labels app=sleep)",
+        ),
+        (
+            json!({"namespace": "a", "labels": {"app": "x", "version": "v1"}, "service_account": "sa"}),
+            "caller of namespace a (labels app=x,version=v1, service account sa)",
+        ),
+        (json!({"name": "nightly.service"}), "caller nightly.service"),
+        (json!({}), "caller of unknown name and namespace"),
+    ] {
+        assert_eq!(first(source), expected);
+    }
+    assert!(!first(Value::Null).starts_with("caller"));
+}

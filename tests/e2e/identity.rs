@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::{configure, curl, mesh_config, net};
 
-const SERVICE: &str = "istio-egressgateway.istio-system.svc.cluster.local";
-const TRUST: [&str; 2] = ["--trust-proxy", "10.88.0.0/16"];
+pub const SERVICE: &str = "istio-egressgateway.istio-system.svc.cluster.local";
+pub const TRUST: [&str; 2] = ["--trust-proxy", "10.88.0.0/16"];
 /// Address and port that the kernel captures as plain TCP.
-const TCP: &str = "203.0.113.20:8004";
+pub const TCP: &str = "203.0.113.20:8004";
 
 /// HTTP for httpbin.org on port 80 by way of the gateway, TCP for [`TCP`] likewise; requests to
 /// copied.test go out directly, a copy of each to the gateway; the gateway answers those to
@@ -117,7 +117,7 @@ spec:
   - route: [{destination: {host: tcp.test, port: {number: 8004}}}]
 ";
 
-fn objects(net: &Net, between: &str) -> PathBuf {
+pub fn objects(net: &Net, between: &str) -> PathBuf {
     for name in ["copied.test", "asking.test"] {
         net.set_record(name, &["203.0.113.11"]).unwrap();
     }
@@ -125,7 +125,7 @@ fn objects(net: &Net, between: &str) -> PathBuf {
 }
 
 /// The node, logging in JSON; told by a flag or by meshConfig to send the header.
-fn node<'a>(net: &'a Net, config: &Path, by_flag: bool) -> Node<'a> {
+pub fn node<'a>(net: &'a Net, config: &Path, by_flag: bool) -> Node<'a> {
     let mesh = "accessLogEncoding: JSON\n".to_owned();
     let mesh = match by_flag {
         true => mesh,
@@ -146,7 +146,7 @@ fn node<'a>(net: &'a Net, config: &Path, by_flag: bool) -> Node<'a> {
 }
 
 /// The gateway, logging in JSON; `trust` are its flags.
-fn gateway<'a>(net: &'a Net, config: &Path, trust: &[&str]) -> Gateway<'a> {
+pub fn gateway<'a>(net: &'a Net, config: &Path, trust: &[&str]) -> Gateway<'a> {
     let mesh = mesh_config(net, "accessLogEncoding: JSON\n");
     let flags = [&["--mesh-config", &mesh], trust].concat();
     Gateway::start(net, config, &flags).unwrap()

@@ -12,6 +12,7 @@
 mod actions;
 mod bypass;
 mod capture;
+mod connections;
 mod containers;
 mod destinations;
 mod http;

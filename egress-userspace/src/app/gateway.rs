@@ -52,7 +52,9 @@ async fn serve(
         &foundation.stop(),
     )?;
     let admin = foundation
-        .admin(&args.proxy, "gateway", set_filter, |_| {})
+        .admin(&args.proxy, "gateway", set_filter, |state| {
+            state.connections = proxy.connections();
+        })
         .await?;
     if foundation
         .published

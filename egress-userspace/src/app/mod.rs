@@ -3,6 +3,7 @@
 //! which order stands in [`node`] and [`gateway`]; the commands that end by themselves in
 //! [`tools`]. Decides nothing about traffic.
 
+mod caller;
 mod denials;
 mod enforce;
 mod gateway;

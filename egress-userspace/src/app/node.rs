@@ -35,7 +35,7 @@ use crate::{
         features::features,
     },
     proxy::{
-        Downstream, Proxy, ProxySettings,
+        Connections, Downstream, Proxy, ProxySettings,
         worker::{Listen, Originals},
     },
     routing::table::{OutboundPolicy, Role},
@@ -122,6 +122,7 @@ struct Parts {
     denials: Denials,
     problem: Problem,
     policy: Arc<Mutex<OutboundPolicy>>,
+    connections: Connections,
 }
 
 /// Proxy threads and admin server over a running capture.
@@ -145,6 +146,7 @@ async fn start_over(
         denials: Denials::default(),
         problem: Problem::default(),
         policy: Arc::default(),
+        connections: proxy.connections(),
     };
     let admin = admin(args, settings, foundation, (capture, &parts), set_filter).await?;
     Ok((proxy, admin, parts))
@@ -295,6 +297,7 @@ async fn admin(
     let reader = capture.counter_reader();
     let (problem, policy) = (parts.problem.clone(), parts.policy.clone());
     let denials = parts.denials.clone();
+    let connections = parts.connections.clone();
     let pods = capture.pods();
     let (named, known) = (settings.workloads.clone(), capture.pods());
     let cgroups = settings.cgroups.clone();
@@ -305,6 +308,7 @@ async fn admin(
     let failed = Mutex::new(false);
     foundation
         .admin(&args.proxy, "node", set_filter, |state| {
+            state.connections = connections;
             state.workloads = Arc::new(move || workloads(&named, &known));
             state.kernel = Some(Arc::new(move || {
                 let outcomes = reader.read().unwrap_or_else(|error| {

@@ -13,7 +13,7 @@ use crate::{
     control::{Admin, AdminState, Readiness},
     kernel::names_to_capture,
     proxy::{
-        Proxy,
+        Connections, Proxy,
         access_log::{AccessLog, Destination, Format},
         worker::{Feeds, Stop},
     },
@@ -137,7 +137,7 @@ impl Foundation {
             readiness: self.readiness.subscribe(),
             kernel: None,
             workloads: Arc::new(Vec::new),
-            connections: Arc::new(Vec::new),
+            connections: Connections::default(),
             drain: self.shutdown.drain.clone(),
             set_log_filter,
         };

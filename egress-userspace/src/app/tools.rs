@@ -4,16 +4,20 @@
 
 use std::{
     fs,
-    io::{self, BufRead, Write},
+    io::{self, BufRead, IsTerminal, Write},
     path::Path,
 };
 
 use anyhow::{Context, anyhow, bail};
 
+use super::caller;
 use crate::{
     cli::{DumpArgs, DumpWhat, ExplainArgs, ExplainProtocol, Output, StatusArgs, ValidateArgs},
     config::{self, ConfigSettings, problem::Severity, report},
-    control::client::{self, Dump},
+    control::{
+        client::{self, Dump},
+        table,
+    },
     explain::{ExplainRequest, ExplainSource, Explainer, render_text},
     kernel,
     routing::table::Role,
@@ -82,18 +86,11 @@ fn input(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
 
 /// The request that the flags describe.
 fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
-    let named = args.source_namespace.is_some()
-        || !args.source_labels.is_empty()
-        || args.source_service_account.is_some();
     let mut request = ExplainRequest {
         gateway: (args.gateway != "mesh").then(|| args.gateway.clone()),
         gateway_labels: (!args.gateway_labels.is_empty())
             .then(|| args.gateway_labels.iter().cloned().collect()),
-        source: named.then(|| ExplainSource {
-            namespace: args.source_namespace.clone().unwrap_or_default(),
-            labels: args.source_labels.iter().cloned().collect(),
-            service_account: args.source_service_account.clone().unwrap_or_default(),
-        }),
+        source: source(args)?,
         port: args.port,
         protocol: args.protocol.map(|protocol| {
             match protocol {
@@ -139,6 +136,27 @@ fn request(args: &ExplainArgs) -> anyhow::Result<ExplainRequest> {
     Ok(request)
 }
 
+/// The caller that the flags describe or name.
+fn source(args: &ExplainArgs) -> anyhow::Result<Option<ExplainSource>> {
+    if let Some(found) = caller::named(args)? {
+        return Ok(Some(ExplainSource {
+            namespace: found.namespace,
+            labels: found.labels,
+            service_account: found.service_account,
+            name: found.name,
+        }));
+    }
+    let described = args.source_namespace.is_some()
+        || !args.source_labels.is_empty()
+        || args.source_service_account.is_some();
+    Ok(described.then(|| ExplainSource {
+        namespace: args.source_namespace.clone().unwrap_or_default(),
+        labels: args.source_labels.iter().cloned().collect(),
+        service_account: args.source_service_account.clone().unwrap_or_default(),
+        name: String::new(),
+    }))
+}
+
 /// `egress status`.
 pub fn status(args: &StatusArgs) -> anyhow::Result<bool> {
     let runtime = super::proxying::control_runtime()?;
@@ -169,6 +187,11 @@ pub fn dump(args: &DumpArgs) -> anyhow::Result<bool> {
     };
     let runtime = super::proxying::control_runtime()?;
     let body = runtime.block_on(client::fetch(args.admin, what.path()))?;
-    writeln!(io::stdout().lock(), "{}", body.trim_end())?;
+    let mut out = io::stdout().lock();
+    let shown = match out.is_terminal() {
+        true => table::of(what, &serde_json::from_str(&body)?),
+        false => None,
+    };
+    writeln!(out, "{}", shown.as_deref().unwrap_or(&body).trim_end())?;
     Ok(true)
 }

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod server;
 pub mod state;
 pub mod status;
+pub mod table;
 #[cfg(test)]
 mod tests;
 

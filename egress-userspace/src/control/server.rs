@@ -185,7 +185,7 @@ fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Byte
         "/problems" => json_reply(&dump::problems(&state.snapshot.borrow().clone())),
         "/dns" => json_reply(&dump::addresses(&state.book.borrow().clone())),
         "/workloads" => json_reply(&dump::workloads(state)),
-        "/connections" => json_reply(&Value::Array((state.connections)())),
+        "/connections" => json_reply(&json!(state.connections.all())),
         "/version" => json_reply(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "role": state.role,

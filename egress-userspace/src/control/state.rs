@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::snapshot::Snapshot,
-    proxy::access_log::AccessLog,
+    proxy::{Connections, access_log::AccessLog},
     upstream::resolve::{AddressBook, ResolveCounters},
 };
 
@@ -101,8 +101,8 @@ pub struct AdminState {
     pub kernel: Option<Source<KernelState>>,
     /// Workloads known on this node, one JSON object each.
     pub workloads: Source<Vec<serde_json::Value>>,
-    /// Open connections, one JSON object each.
-    pub connections: Source<Vec<serde_json::Value>>,
+    /// Open connections of clients.
+    pub connections: Connections,
     /// Cancelled by `POST /drain`; whoever listens stops accepting and ends.
     pub drain: CancellationToken,
     /// Sets the program's own log filter; the error is shown to the caller.

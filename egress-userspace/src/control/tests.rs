@@ -26,11 +26,17 @@ use crate::{
         problem::{Problem, Severity},
         snapshot::Snapshot,
     },
-    proxy::access_log::{
-        AccessLog, AccessRecord, Destination, Format, HttpRecord, REFUSED_DIRECT, ResponseFlags,
-        TrafficLabels,
+    proxy::{
+        Connections,
+        access_log::{
+            AccessLog, AccessRecord, Destination, Format, HttpRecord, REFUSED_DIRECT,
+            ResponseFlags, TrafficLabels,
+        },
+        connection::Peer,
+        open::{OpenConnections, Speaks},
     },
     routing::{
+        decision::Action,
         host::HostPattern,
         service::{ExportTo, Location, Origin, Protocol, Resolution, Service, ServicePort},
         table::{Objects, Role, Table},
@@ -46,6 +52,7 @@ struct Running {
     stop: CancellationToken,
     filters: Arc<Mutex<Vec<String>>>,
     admin: Admin,
+    open: OpenConnections,
 }
 
 fn snapshot() -> Snapshot {
@@ -102,6 +109,7 @@ async fn start() -> Running {
     let book = AddressBook::from_iter([("httpbin.org".to_owned(), resolved)]);
     let (readiness, ready) = watch::channel(Readiness::default());
     let filters = Arc::new(Mutex::new(Vec::new()));
+    let open = OpenConnections::default();
     let set = Arc::clone(&filters);
     let state = AdminState {
         role: "node",
@@ -125,7 +133,7 @@ async fn start() -> Running {
             ..KernelState::default()
         })),
         workloads: Arc::new(|| vec![json!({"name": "sleep"})]),
-        connections: Arc::new(Vec::new),
+        connections: Connections::new(vec![open.clone()]),
         drain: CancellationToken::new(),
         set_log_filter: Arc::new(move |filter| {
             set.lock().unwrap().push(filter.to_owned());
@@ -147,6 +155,7 @@ async fn start() -> Running {
         stop,
         filters,
         admin,
+        open,
     }
 }
 
@@ -422,6 +431,51 @@ async fn dumps_show_what_is_in_effect_and_where_it_is_written() {
     assert_eq!(workloads[0]["name"], "sleep");
     assert_eq!(running.json(Dump::Connections.path()).await, json!([]));
     assert_eq!(running.json("/version").await["role"], "node");
+}
+
+#[tokio::test]
+async fn open_connections_are_shown_whole_until_they_close() {
+    let running = start().await;
+    let remote = SocketAddr::from(([10, 88, 1, 2], 40000));
+    let mut peer = Peer::new(remote, SocketAddr::from(([203, 0, 113, 10], 80)), 15001);
+    peer.start = SystemTime::UNIX_EPOCH;
+    peer.original = Some(peer.local);
+    peer.workload = Some(Arc::new(Workload {
+        namespace: "istio-demo".into(),
+        name: "sleep".into(),
+        service_account: "sleep-sa".into(),
+        ..Workload::default()
+    }));
+    let peer = Arc::new(peer);
+    let held = running.open.add(&peer);
+    peer.live.speaks(Speaks::Http2);
+    peer.live.request();
+    let by = "istio-demo/vs".into();
+    peer.live
+        .decided("httpbin.org", Some(&by), &Action::Blackhole);
+    let path = Dump::Connections.path();
+    let expected = json!([{
+        "workload": "istio-demo/sleep",
+        "source_namespace": "istio-demo",
+        "source_workload": "sleep",
+        "source_service_account": "sleep-sa",
+        "source": "10.88.1.2:40000",
+        "original_destination": "203.0.113.10:80",
+        "entrance": 15001,
+        "protocol": "h2",
+        "host": "httpbin.org",
+        "virtual_service": "istio-demo/vs",
+        "cluster": "BlackHoleCluster",
+        "upstream": null,
+        "requests": 1,
+        "bytes_received": 0,
+        "bytes_sent": 0,
+        "started": "1970-01-01T00:00:00.000Z",
+        "age_seconds": 0,
+    }]);
+    assert_eq!(running.json(path).await, expected);
+    drop(held);
+    assert_eq!(running.json(path).await, json!([]));
 }
 
 #[tokio::test]

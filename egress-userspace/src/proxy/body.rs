@@ -18,6 +18,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc};
 
+use super::connection::Peer;
+
 /// How much of a body is kept for another try, and how much a mirror may lag behind (Envoy's
 /// default buffer limit of a connection).
 const MAX_KEPT: usize = 1 << 20;
@@ -97,13 +99,14 @@ pub enum RequestBody {
 
 impl RequestBody {
     /// The client's body. `None` as progress when there is none.
-    pub fn new(body: Incoming) -> (Self, Option<Arc<Progress>>) {
+    pub fn new(body: Incoming, peer: &Arc<Peer>) -> (Self, Option<Arc<Progress>>) {
         if body.is_end_stream() {
             return (Self::Empty, None);
         }
         let progress = Arc::new(Progress::default());
         let source = Source {
             body,
+            peer: peer.clone(),
             progress: progress.clone(),
             copies: Vec::new(),
         };
@@ -182,6 +185,7 @@ impl Keeper {
 #[derive(Debug)]
 pub struct Source {
     body: Incoming,
+    peer: Arc<Peer>,
     progress: Arc<Progress>,
     copies: Vec<Copy>,
 }
@@ -218,7 +222,9 @@ impl Source {
         match &polled {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.progress.add(data.remaining() as u64);
+                    let bytes = data.remaining() as u64;
+                    self.progress.add(bytes);
+                    self.peer.live.received(bytes);
                 }
                 if !self.copies.is_empty() {
                     self.copy_out(&part(frame));

@@ -23,15 +23,20 @@ use super::{
     detect::{Detected, detect},
     exchange::HttpPool,
     http,
+    open::{Live, OpenConnections, Speaks},
     prefixed::Prefixed,
-    proxy_protocol::{self, REFUSED_BAD, REFUSED_UNTRUSTED, Received},
+    proxy_protocol::{self, Caller, REFUSED_BAD, REFUSED_UNTRUSTED, Received},
     tcp::{self, Relay},
     worker::{Downstream, Entrance},
 };
 use crate::{
     config::snapshot::Snapshot,
     latest::Latest,
-    routing::{decision::Traffic, service::Protocol, table::OutboundPolicy},
+    routing::{
+        decision::{Action, Traffic},
+        service::Protocol,
+        table::OutboundPolicy,
+    },
     upstream::{
         connect::unmapped,
         preface::Preface,
@@ -82,6 +87,8 @@ pub struct Worker {
     pub proxy_protocol_to: Arc<[String]>,
     /// Access log and metrics.
     pub recorder: Recorder,
+    /// What is open now.
+    pub open: OpenConnections,
     /// Every task, for the drain.
     pub tasks: TaskTracker,
     /// Stop accepting and finish.
@@ -114,17 +121,51 @@ pub struct Peer {
     pub told: Option<SocketAddr>,
     /// The port that rules are matched against: original destination's, or the server's.
     pub port: u16,
+    /// Port of the listener that it came in by.
+    pub entrance: u16,
     /// Who is calling.
     pub workload: Option<Arc<Workload>>,
     /// When the connection was accepted.
     pub start: SystemTime,
     /// The same on the monotonic clock.
     pub started: Instant,
+    /// What happens on it, for `egress dump connections`.
+    pub live: Live,
     /// Made when first asked for.
     preface: OnceLock<Preface>,
 }
 
 impl Peer {
+    /// A connection accepted now of which nothing but its addresses is known.
+    pub fn new(remote: SocketAddr, local: SocketAddr, entrance: u16) -> Self {
+        Self {
+            remote,
+            local,
+            original: None,
+            told: None,
+            port: entrance,
+            entrance,
+            workload: None,
+            start: SystemTime::now(),
+            started: Instant::now(),
+            live: Live::default(),
+            preface: OnceLock::new(),
+        }
+    }
+
+    /// The same connection, on behalf of the caller that a trusted proxy tells.
+    fn introduced(&self, caller: Caller) -> Self {
+        Self {
+            original: self.original,
+            told: Some(caller.destination),
+            workload: caller.workload.map(Arc::new),
+            port: self.port,
+            start: self.start,
+            started: self.started,
+            ..Self::new(caller.source, self.local, self.entrance)
+        }
+    }
+
     /// Where the client wanted to go, by the kernel or by a trusted proxy; for logs.
     pub fn original_destination(&self) -> Option<SocketAddr> {
         self.original.or(self.told)
@@ -173,20 +214,27 @@ pub async fn serve(
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(mut peer) = identify(&worker, local, remote, entrance) else {
+        let Some(peer) = identify(&worker, local, remote, entrance) else {
             return Ok(());
         };
+        let mut peer = Arc::new(peer);
+        let mut open = worker.open.add(&peer);
         let mut seen = BytesMut::new();
-        let go_on = match &worker.downstream {
-            Downstream::Gateway(trusted) if trusted.contains(peer.remote.ip()) => {
-                introduce(&worker, &mut stream, &mut seen, &mut peer).await?
+        if let Downstream::Gateway(trusted) = &worker.downstream
+            && trusted.contains(peer.remote.ip())
+        {
+            match introduce(&worker, &mut stream, &mut seen, &peer).await? {
+                Introduction::None => {}
+                Introduction::Of(caller) => {
+                    peer = Arc::new(peer.introduced(*caller));
+                    open = worker.open.add(&peer);
+                }
+                Introduction::Refused => return Ok(()),
             }
-            _ => true,
-        };
-        if !go_on {
-            return Ok(());
         }
-        dispatch(&worker, stream, seen, Arc::new(peer)).await
+        let served = dispatch(&worker, stream, seen, peer).await;
+        drop(open);
+        served
     }
     .await;
     if let Err(error) = result {
@@ -203,7 +251,6 @@ fn identify(
     mut remote: SocketAddr,
     entrance: Entrance,
 ) -> Option<Peer> {
-    let (start, started) = (SystemTime::now(), Instant::now());
     let (local, original, port, workload) = match &worker.downstream {
         Downstream::Gateway(_) => (unmapped(local), None, entrance.server_port, None),
         Downstream::Mesh(take) => match take(entrance.pod, local, remote) {
@@ -221,48 +268,46 @@ fn identify(
             }
         },
     };
-    let remote = unmapped(remote);
     Some(Peer {
-        remote,
-        local,
         original,
-        told: None,
         port,
         workload,
-        start,
-        started,
-        preface: OnceLock::new(),
+        ..Peer::new(unmapped(remote), local, entrance.server_port)
     })
 }
 
-/// Takes the PROXY protocol header of a trusted proxy, if there is one: from then on the peer is
-/// whom it names. False: to be closed.
+/// What a trusted proxy says first.
+enum Introduction {
+    /// Nothing: it speaks for itself.
+    None,
+    /// Whom it speaks for.
+    Of(Box<Caller>),
+    /// To be closed.
+    Refused,
+}
+
+/// Takes the PROXY protocol header of a trusted proxy, if there is one.
 async fn introduce(
     worker: &Worker,
     stream: &mut TcpStream,
     seen: &mut BytesMut,
-    peer: &mut Peer,
-) -> io::Result<bool> {
+    peer: &Peer,
+) -> io::Result<Introduction> {
     let declared = worker.snapshots.current().table.port_protocol(peer.port);
     let client_first = matches!(declared, Protocol::Tcp | Protocol::Auto);
     let received = tokio::select! {
         received = proxy_protocol::receive(stream, seen, !client_first) => received?,
-        () = worker.drain.cancelled() => return Ok(false),
+        () = worker.drain.cancelled() => return Ok(Introduction::Refused),
     };
-    match received {
-        Received::Caller(None) => {}
-        Received::Caller(Some(caller)) => {
-            peer.remote = caller.source;
-            peer.told = Some(caller.destination);
-            peer.workload = caller.workload.map(Arc::new);
-        }
+    Ok(match received {
+        Received::Caller(None) => Introduction::None,
+        Received::Caller(Some(caller)) => Introduction::Of(caller),
         Received::Bad(reason) => {
             tracing::debug!(remote = %peer.remote, %reason, "bad PROXY protocol header: closed");
             worker.recorder.connection_refused(REFUSED_BAD);
-            return Ok(false);
+            Introduction::Refused
         }
-    }
-    Ok(true)
+    })
 }
 
 async fn dispatch(
@@ -280,12 +325,20 @@ async fn dispatch(
     };
     if declared == Protocol::Tcp {
         let traffic = Traffic::Tcp;
+        peer.live.speaks(Speaks::Tcp);
         return relay(worker, &snapshot, stream, seen.freeze(), peer, traffic).await;
     }
     let (detected, seen) = tokio::select! {
         found = detect(&mut stream, seen, limit) => found?,
         () = worker.drain.cancelled() => return Ok(()),
     };
+    peer.live.speaks(match detected {
+        Detected::Closed => Speaks::Detecting,
+        Detected::Http1 if declared != Protocol::Tls => Speaks::Http1,
+        Detected::Http2 if declared != Protocol::Tls => Speaks::Http2,
+        Detected::Tls(_) if declared != Protocol::Http => Speaks::Tls,
+        _ => Speaks::Tcp,
+    });
     match detected {
         Detected::Closed => Ok(()),
         Detected::Http1 if declared != Protocol::Tls => {
@@ -329,9 +382,13 @@ async fn undeclared(
     let policy = snapshot.table.outbound_policy(peer.workload.as_deref());
     let relay = match peer.original {
         Some(_) if policy == OutboundPolicy::AllowAny => {
+            peer.live.decided("", None, &Action::Passthrough);
             Relay::passthrough(peer, snapshot.mesh.routing.connect_timeout)
         }
-        Some(_) => Relay::refused(peer, "BlackHoleCluster"),
+        Some(_) => {
+            peer.live.decided("", None, &Action::Blackhole);
+            Relay::refused(peer, "BlackHoleCluster")
+        }
         None => Relay::refused(peer, ""),
     };
     tcp::relay(worker, relay, stream, seen).await

@@ -6,6 +6,8 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::open::Live;
+
 /// Buffer of one direction.
 const BUFFER: usize = 64 * 1024;
 
@@ -18,8 +20,9 @@ pub struct Copied {
     pub sent: u64,
 }
 
-/// Copies until both directions have ended. A peer that resets ends both.
-pub async fn both_ways<A, B>(downstream: A, upstream: B) -> (Copied, io::Result<()>)
+/// Copies until both directions have ended. A peer that resets ends both. `live` sees the bytes as
+/// they go.
+pub async fn both_ways<A, B>(downstream: A, upstream: B, live: &Live) -> (Copied, io::Result<()>)
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -28,8 +31,14 @@ where
     let (up_read, up_write) = tokio::io::split(upstream);
     let mut copied = Copied::default();
     let result = tokio::try_join!(
-        one_way(down_read, up_write, &mut copied.received),
-        one_way(up_read, down_write, &mut copied.sent),
+        one_way(down_read, up_write, |bytes| {
+            copied.received += bytes;
+            live.received(bytes);
+        }),
+        one_way(up_read, down_write, |bytes| {
+            copied.sent += bytes;
+            live.sent(bytes);
+        }),
     );
     (copied, result.map(|_| ()))
 }
@@ -37,7 +46,7 @@ where
 async fn one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    count: &mut u64,
+    mut count: impl FnMut(u64),
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -50,6 +59,6 @@ async fn one_way(
             };
         }
         to.write_all(&buffer[..read]).await?;
-        *count += read as u64;
+        count(read as u64);
     }
 }

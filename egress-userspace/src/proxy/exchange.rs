@@ -16,6 +16,7 @@ use super::{
     body::{Progress, RequestBody},
     connection::Peer,
     headers::{FORWARDED_FOR, REQUEST_ID, is_grpc},
+    open::Live,
 };
 use crate::{
     routing::{decision::Destination, header_text::Facts},
@@ -145,6 +146,11 @@ impl Exchange {
     /// When the request began.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// What dumps see of the connection.
+    pub fn live(&self) -> &Live {
+        &self.peer.live
     }
 
     /// The request's method.

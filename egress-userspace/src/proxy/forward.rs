@@ -22,6 +22,7 @@ use super::{
     error::DataError,
     exchange::{HttpPool, Upstream},
     headers::{ATTEMPT_COUNT, random},
+    open::Live,
     retry, translate,
 };
 use crate::{
@@ -180,12 +181,13 @@ pub struct Outgoing {
 /// before anything was sent costs no retry.
 ///
 /// # Errors
-/// The last try's error. `upstream` tells where it went either way.
+/// The last try's error. `upstream` tells where it went either way, `live` while it goes.
 pub async fn send(
     worker: &Arc<Worker>,
     target: &Target<'_>,
     outgoing: Outgoing,
     upstream: &mut Upstream,
+    live: Option<&Live>,
 ) -> Result<Answered, DataError> {
     let Outgoing {
         mut head,
@@ -224,6 +226,9 @@ pub async fn send(
     let answered = loop {
         let address = endpoints.next();
         upstream.host = Some(address.clone());
+        if let Some(live) = live {
+            live.upstream(address);
+        }
         let key = Key {
             endpoint: address.clone(),
             preface: target.preface.clone(),

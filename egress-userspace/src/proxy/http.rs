@@ -51,6 +51,7 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
+    connection.peer.live.request();
     let snapshot = connection.worker.snapshots.current();
     let own = &snapshot.mesh.proxy_headers;
     if own.request_id && !parts.headers.contains_key(REQUEST_ID) {
@@ -132,10 +133,11 @@ fn pass_on(
         edit_response(&mut head.headers, &edits, &exchange);
     }
     if let Some((Some(client), server)) = upgrades {
-        connection
-            .worker
-            .tasks
-            .spawn(relay_upgraded(client, server, exchange));
+        let open = connection.worker.open.add(&connection.peer);
+        connection.worker.tasks.spawn(async move {
+            relay_upgraded(client, server, exchange).await;
+            drop(open);
+        });
         return Response::from_parts(head, ResponseBody::upgraded());
     }
     let pool = connection.worker.pool.clone();
@@ -198,6 +200,10 @@ async fn answer(
     let decision = snapshot
         .table
         .decide(&question, (random() >> 32) as u32, &mut Why::off());
+    connection
+        .peer
+        .live
+        .decided(host, decision.virtual_service.as_ref(), &decision.action);
     exchange.outcome.route_name = Some(decision.route_name.clone());
     if let Some(wanted) = &decision.before
         && let Some(preflight) =
@@ -348,7 +354,7 @@ async fn forward_to(
     let sending = async {
         let retries = forward.route.retries.as_ref();
         let target = Target::of(worker, destination, retries, peer, &asked).await?;
-        send(worker, &target, outgoing, upstream).await
+        send(worker, &target, outgoing, upstream, Some(&peer.live)).await
     };
     let mut timer = forward
         .route
@@ -407,7 +413,8 @@ async fn passthrough(
         preface: None,
     };
     let upstream = &mut exchange.outcome.upstream;
-    let (response, pooled) = send(worker, &target, outgoing, upstream).await?;
+    let live = Some(&connection.peer.live);
+    let (response, pooled) = send(worker, &target, outgoing, upstream, live).await?;
     Ok(Answer::Upstream(Box::new(UpstreamAnswer {
         response,
         connection: pooled,
@@ -454,7 +461,7 @@ fn outgoing(
         let port = HeaderValue::from(connection.peer.port);
         parts.headers.insert(FORWARDED_PORT, port);
     }
-    let (body, progress) = RequestBody::new(body);
+    let (body, progress) = RequestBody::new(body, &connection.peer);
     exchange.follow(progress.clone());
     let outgoing = Outgoing {
         head: parts,
@@ -574,7 +581,8 @@ fn authority(parts: &Parts) -> Result<HeaderValue, DataError> {
 async fn relay_upgraded(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>) {
     match tokio::try_join!(client, server) {
         Ok((client, server)) => {
-            let (copied, _) = copy::both_ways(TokioIo::new(client), TokioIo::new(server)).await;
+            let (client, server) = (TokioIo::new(client), TokioIo::new(server));
+            let (copied, _) = copy::both_ways(client, server, exchange.live()).await;
             exchange.record_upgraded(copied.received, copied.sent);
         }
         Err(_) => {

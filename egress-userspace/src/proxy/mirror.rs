@@ -68,7 +68,8 @@ async fn carry(
     let asked = copy.head.headers.get(HOST).and_then(|h| h.to_str().ok());
     let asked = asked.unwrap_or_default().to_owned();
     let target = Target::of(worker, destination, None, peer, &asked).await?;
-    let (response, connection) = send(worker, &target, copy, &mut Upstream::default()).await?;
+    let (response, connection) =
+        send(worker, &target, copy, &mut Upstream::default(), None).await?;
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
         if frame.is_err() {

@@ -6,8 +6,8 @@
 //! [`client_hello`] (first bytes to protocol), [`http`] (one request), [`before`] and [`cors`],
 //! [`mirror`], [`body`] (the request's), [`forward`] (to an upstream), [`retry`], [`translate`]
 //! (HTTP/1.1 and HTTP/2), [`response`] (its body), [`exchange`] (what is recorded of it), [`tcp`]
-//! (relay), [`error`] (what the peer sees when it fails). Does not read configuration and does not
-//! resolve names.
+//! (relay), [`open`] (what is open now), [`error`] (what the peer sees when it fails). Does not
+//! read configuration and does not resolve names.
 
 pub mod access_log;
 pub mod before;
@@ -23,6 +23,7 @@ pub mod forward;
 pub mod headers;
 pub mod http;
 pub mod mirror;
+pub mod open;
 pub mod prefixed;
 pub mod proxy_protocol;
 pub mod response;
@@ -31,4 +32,5 @@ pub mod tcp;
 pub mod translate;
 pub mod worker;
 
+pub use open::{Connections, OpenConnection};
 pub use worker::{Downstream, Proxy, ProxyError, ProxySettings};

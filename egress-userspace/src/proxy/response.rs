@@ -114,7 +114,11 @@ impl ResponseBody {
 
     /// Notes what the log and the metrics want of a frame.
     fn note(&mut self, frame: &Frame<Bytes>) {
-        self.sent += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+        let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+        self.sent += bytes;
+        if let Some(exchange) = &self.exchange {
+            exchange.live().sent(bytes);
+        }
         if let (Some(trailers), Some(exchange)) = (frame.trailers_ref(), &mut self.exchange)
             && let Some(status) = grpc_status(trailers)
         {

@@ -15,11 +15,12 @@ use super::{
     exchange::Upstream,
     forward::Target,
     headers::random,
+    open::Live,
     proxy_protocol,
 };
 use crate::{
     config::snapshot::Snapshot,
-    routing::decision::{Action, Decision, Destination, Request, Traffic, Why},
+    routing::decision::{Action, Destination, Request, Traffic, Why},
     upstream::{
         connect::connect,
         endpoint::{Endpoint, Stream},
@@ -86,8 +87,14 @@ pub fn decide(
         traffic,
     };
     let draw = (random() >> 32) as u32;
-    let Decision { action, .. } = snapshot.table.decide(&question, draw, &mut Why::off());
-    let mut relay = match action {
+    let decision = snapshot.table.decide(&question, draw, &mut Why::off());
+    let host = match traffic {
+        Traffic::Tls { sni } => sni.unwrap_or_default(),
+        _ => "",
+    };
+    let virtual_service = decision.virtual_service.as_ref();
+    peer.live.decided(host, virtual_service, &decision.action);
+    let mut relay = match decision.action {
         Action::Forward(forward) => {
             let destination = forward.destination;
             let mut relay = Relay::new(peer, "", Next::Destination(destination.clone()));
@@ -150,7 +157,7 @@ pub async fn relay(
             (Copied::default(), Ok(()), Some(verdict))
         }
         Ok(Some(upstream)) => {
-            let (copied, result) = carry(downstream, upstream, seen).await;
+            let (copied, result) = carry(downstream, upstream, seen, &relay.peer.live).await;
             (copied, result, None)
         }
         Err(error) => (Copied::default(), Ok(()), Some(error.verdict())),
@@ -185,11 +192,13 @@ async fn carry(
     downstream: TcpStream,
     mut upstream: Stream,
     seen: Bytes,
+    live: &Live,
 ) -> (Copied, io::Result<()>) {
     if let Err(error) = upstream.write_all(&seen).await {
         return (Copied::default(), Err(error));
     }
-    let (mut copied, result) = copy::both_ways(downstream, upstream).await;
+    live.received(seen.len() as u64);
+    let (mut copied, result) = copy::both_ways(downstream, upstream, live).await;
     copied.received += seen.len() as u64;
     (copied, result)
 }
@@ -220,6 +229,7 @@ async fn dial(worker: &Worker, relay: &mut Relay) -> Result<Option<Stream>, Data
     for offset in 0..addresses.len() {
         let endpoint = &addresses[first.wrapping_add(offset) % addresses.len()];
         relay.upstream.host = Some(endpoint.clone());
+        relay.peer.live.upstream(endpoint);
         match connect(endpoint, limit, preface.as_ref()).await {
             Ok(stream) => {
                 relay.upstream.local = stream.local().ok().flatten();

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     access_log::Recorder,
     connection::{self, MAX_MIRRORED, Worker},
+    open::{Connections, OpenConnections},
     proxy_protocol::Trusted,
 };
 use crate::{
@@ -141,6 +142,7 @@ pub struct Stop {
 pub struct Proxy {
     threads: Vec<thread::JoinHandle<()>>,
     inside: Inside,
+    connections: Connections,
 }
 
 /// Hands the workers listeners that were opened inside pods.
@@ -207,6 +209,7 @@ impl Proxy {
         }
         let mut threads = Vec::with_capacity(prepared.len());
         let mut workers = Vec::with_capacity(prepared.len());
+        let mut lists = Vec::with_capacity(prepared.len());
         for (index, (recorder, listeners)) in prepared.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -214,6 +217,8 @@ impl Proxy {
                 .map_err(|source| ProxyError::Thread { source })?;
             let (sender, pods) = mpsc::unbounded_channel();
             workers.push(sender);
+            let open = OpenConnections::default();
+            lists.push(open.clone());
             let worker = Arc::new(Worker {
                 downstream: downstream.clone(),
                 snapshots: Latest::new(feeds.snapshots.clone()),
@@ -223,6 +228,7 @@ impl Proxy {
                 mirroring: Arc::new(Semaphore::new(MAX_MIRRORED)),
                 proxy_protocol_to: settings.proxy_protocol_to.clone(),
                 recorder,
+                open,
                 tasks: TaskTracker::new(),
                 drain: stop.drain.clone(),
             });
@@ -241,12 +247,18 @@ impl Proxy {
         Ok(Self {
             threads,
             inside: Inside { workers },
+            connections: Connections::new(lists),
         })
     }
 
     /// Where listeners inside pods go.
     pub fn inside(&self) -> Inside {
         self.inside.clone()
+    }
+
+    /// The connections of clients that are open.
+    pub fn connections(&self) -> Connections {
+        self.connections.clone()
     }
 
     /// Waits until every thread has ended: at most for the drain time, less when `now` is
