@@ -23,7 +23,7 @@ use crate::{
         Allowances, Capture, DestinationPlan, KernelError, Pods, namespaces, outbound_number, plan,
         sever::{self, Severed},
     },
-    proxy::worker::Inside,
+    proxy::inside::Inside,
     routing::table::{OutboundPolicy, Table},
     upstream::resolve::AddressBook,
     workload::Workload,

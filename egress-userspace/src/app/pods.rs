@@ -25,7 +25,7 @@ use crate::{
         netlink::{self, Cable},
         watch::CgroupWatch,
     },
-    proxy::worker::Inside,
+    proxy::inside::Inside,
     workload::Workload,
 };
 

@@ -22,6 +22,7 @@ pub mod exchange;
 pub mod forward;
 pub mod headers;
 pub mod http;
+pub mod inside;
 pub mod mirror;
 pub mod open;
 pub mod prefixed;

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     access_log::Recorder,
     connection::{self, MAX_MIRRORED, Worker},
+    inside::{self, InPod, Inside},
     open::{Connections, OpenConnections},
     proxy_protocol::Trusted,
 };
@@ -145,43 +146,6 @@ pub struct Proxy {
     connections: Connections,
 }
 
-/// Hands the workers listeners that were opened inside pods.
-#[derive(Debug, Clone)]
-pub struct Inside {
-    workers: Vec<mpsc::UnboundedSender<InPod>>,
-}
-
-/// What a worker is told of a pod.
-#[derive(Debug)]
-enum InPod {
-    /// Accept from these.
-    Open(u64, Vec<std::net::TcpListener>),
-    /// Close them; connections go on.
-    Close(u64),
-}
-
-impl Inside {
-    /// How many listeners a pod needs for each address.
-    pub fn workers(&self) -> usize {
-        self.workers.len()
-    }
-
-    /// Accepts from listeners of a pod, one element for each worker. Those it had are closed.
-    pub fn open(&self, netns_cookie: u64, listeners: Vec<Vec<std::net::TcpListener>>) {
-        for (worker, listeners) in self.workers.iter().zip(listeners) {
-            // A worker that has ended accepts nothing more.
-            let _ = worker.send(InPod::Open(netns_cookie, listeners));
-        }
-    }
-
-    /// Closes the listeners of a pod; its connections go on.
-    pub fn close(&self, netns_cookie: u64) {
-        for worker in &self.workers {
-            let _ = worker.send(InPod::Close(netns_cookie));
-        }
-    }
-}
-
 impl Proxy {
     /// Binds every listener, then starts the threads; an address that cannot be bound is an error
     /// of the start. There is one thread for each recorder. `stop` ends it.
@@ -246,7 +210,7 @@ impl Proxy {
         }
         Ok(Self {
             threads,
-            inside: Inside { workers },
+            inside: Inside::new(workers),
             connections: Connections::new(lists),
         })
     }
@@ -356,7 +320,7 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
             accepting.insert(key, stop);
         }
     }
-    let mut inside: HashMap<u64, CancellationToken> = HashMap::new();
+    let mut in_pods: HashMap<u64, CancellationToken> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -369,11 +333,11 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
                 let snapshot = snapshots.borrow_and_update().clone();
                 follow(&worker, &settings.listen, &snapshot, &mut accepting);
             }
-            Some(change) = pods.recv() => follow_pods(&worker, change, &mut inside),
+            Some(change) = pods.recv() => inside::follow(&worker, change, &mut in_pods),
             _ = sweep.tick() => worker.pool.sweep(),
         }
     }
-    drop(inside);
+    drop(in_pods);
     drop(accepting);
     worker.pool.close();
     worker.tasks.close();
@@ -427,31 +391,6 @@ fn follow(
     }
 }
 
-/// Opens and closes the listeners inside a pod.
-fn follow_pods(worker: &Arc<Worker>, change: InPod, inside: &mut HashMap<u64, CancellationToken>) {
-    match change {
-        InPod::Open(netns_cookie, listeners) => {
-            let stop = worker.drain.child_token();
-            for listener in listeners {
-                let server_port = listener.local_addr().map_or(0, |address| address.port());
-                let entrance = Entrance {
-                    server_port,
-                    pod: Some(netns_cookie),
-                };
-                accept_until(worker, listener, entrance, stop.clone());
-            }
-            if let Some(earlier) = inside.insert(netns_cookie, stop) {
-                earlier.cancel();
-            }
-        }
-        InPod::Close(netns_cookie) => {
-            if let Some(stop) = inside.remove(&netns_cookie) {
-                stop.cancel();
-            }
-        }
-    }
-}
-
 fn start_accepting(
     worker: &Arc<Worker>,
     listener: std::net::TcpListener,
@@ -462,7 +401,7 @@ fn start_accepting(
 }
 
 /// False, and logged, when the runtime cannot watch the listener.
-fn accept_until(
+pub(super) fn accept_until(
     worker: &Arc<Worker>,
     listener: std::net::TcpListener,
     entrance: Entrance,
