@@ -32,7 +32,7 @@ use crate::{
         Allowances, Capture, CaptureSettings, FailurePolicy, Pods, Workloads,
         cgroups::WorkloadFinder,
         events::{EventStream, Events},
-        features::features,
+        features::{Feature, features},
     },
     proxy::{
         Connections, Downstream, Proxy, ProxySettings,
@@ -76,17 +76,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let foundation = Foundation::start(&args.proxy, Role::Mesh).await?;
     foundation.first_answers().await;
-    for feature in features() {
-        if feature.present {
-            tracing::debug!(feature = feature.name, "present");
-        } else {
-            tracing::warn!(
-                feature = feature.name,
-                means = feature.without,
-                "this kernel lacks"
-            );
-        }
-    }
+    report(&features());
     let capture = Capture::start(settings).context("starting the capture")?;
     match start_over(args, settings, &foundation, &capture, set_filter).await {
         Ok((proxy, admin, mut parts)) => {
@@ -113,6 +103,21 @@ async fn serve(
             abandon(&foundation, capture);
             Err(error)
         }
+    }
+}
+
+/// What this kernel has, and what the lack of the rest means.
+fn report(features: &[Feature]) {
+    let (present, absent): (Vec<&Feature>, Vec<&Feature>) =
+        features.iter().partition(|feature| feature.present);
+    let present: Vec<&str> = present.iter().map(|feature| feature.name).collect();
+    tracing::info!(present = present.join(", "), "kernel features");
+    for feature in absent {
+        tracing::warn!(
+            feature = feature.name,
+            means = feature.without,
+            "this kernel lacks"
+        );
     }
 }
 
