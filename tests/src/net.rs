@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::net::if_::if_nametoindex;
 
 use crate::{
     binary,
@@ -144,8 +145,12 @@ impl Net {
             ["203.0.113.1/24", "2001:db8:113::1/64"],
             &EXTERNAL,
         )?;
-        let pod = Pod::new("sleep", 1, &node, namespace("sleep")?, &cgroup, &directory)?;
-        let other = Pod::new("other", 3, &node, namespace("other")?, &cgroup, &directory)?;
+        let pod = |role: &str, subnet: u8| {
+            let netns = namespace(role)?;
+            plug(&node, &netns, subnet)?;
+            Pod::new(role, subnet, netns, &cgroup, &directory)
+        };
+        let (pod, other) = (pod("sleep", 1)?, pod("other", 3)?);
         Ok(Self {
             httpbin: start_httpbin(&external)?,
             dns: start_dns(&external, &directory)?,
@@ -157,6 +162,35 @@ impl Net {
             cgroup,
             directory,
         })
+    }
+
+    /// Adds a network namespace to the node as a pod has it, with nobody inside; its addresses are
+    /// `10.88.SUBNET.2` and `fd00:88:SUBNET::2`, the node's interface is [`interface`].
+    ///
+    /// # Errors
+    /// When the name or the subnet is taken; subnets 1 to 3 are.
+    pub fn add_netns(&self, name: &str, subnet: u8) -> Result<Netns> {
+        let lab = self.cgroup.path().file_name().unwrap_or_default();
+        let netns = Netns::new(&format!("{}-{name}", lab.display()))?;
+        plug(&self.node, &netns, subnet)?;
+        Ok(netns)
+    }
+
+    /// Adds a pod, as [`Net::add_netns`]; it is gone when dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_pod(&self, name: &str, subnet: u8) -> Result<Pod> {
+        let netns = self.add_netns(name, subnet)?;
+        Pod::new(name, subnet, netns, &self.cgroup, &self.directory)
+    }
+
+    /// Whether the node has an interface: those of pods go with their network namespace.
+    ///
+    /// # Errors
+    /// When the node's namespace cannot be entered.
+    pub fn node_has(&self, interface: &str) -> Result<bool> {
+        self.node.run(|| Ok(if_nametoindex(interface).is_ok()))
     }
 
     /// Adds or changes a DNS record; an answer to a query asked from now on has it.
@@ -218,28 +252,12 @@ impl Pod {
     fn new(
         name: &str,
         subnet: u8,
-        node: &Netns,
         netns: Netns,
         parent: &Cgroup,
         directory: &Directory,
     ) -> Result<Self> {
         let cgroup = parent.child(name)?;
-        let (address, address6) = (format!("10.88.{subnet}.2"), format!("fd00:88:{subnet}::2"));
-        let gateways = [
-            format!("10.88.{subnet}.1/24"),
-            format!("fd00:88:{subnet}::1/64"),
-        ];
-        let own = [format!("{address}/24"), format!("{address6}/64")];
-        let gateways = [gateways[0].as_str(), gateways[1].as_str()];
-        wire(
-            node,
-            &netns,
-            &format!("pod{subnet}"),
-            gateways,
-            &[&own[0], &own[1]],
-        )?;
-        // As containerd and CRI-O set it for pods: everybody may ping.
-        netns.set_parameter("net/ipv4/ping_group_range", "0 2147483647")?;
+        let [address, address6] = pod_addresses(subnet);
         let resolver = directory.write("resolv.conf", &format!("nameserver {DNS_SERVER}\n"))?;
         // One way in for the lab and for people: the cgroup, the network, the resolver.
         let text = format!(
@@ -349,6 +367,35 @@ pub fn replace(path: &Path, text: &str) -> Result<PathBuf> {
     fs::write(&new, text).with_context(|| format!("writing {}", new.display()))?;
     fs::rename(&new, path).with_context(|| format!("replacing {}", path.display()))?;
     Ok(path.to_owned())
+}
+
+/// The node's end of a pod's cable.
+pub fn interface(subnet: u8) -> String {
+    format!("pod{subnet}")
+}
+
+fn pod_addresses(subnet: u8) -> [String; 2] {
+    [format!("10.88.{subnet}.2"), format!("fd00:88:{subnet}::2")]
+}
+
+/// Makes a namespace the network of a pod.
+fn plug(node: &Netns, netns: &Netns, subnet: u8) -> Result<()> {
+    let gateways = [
+        format!("10.88.{subnet}.1/24"),
+        format!("fd00:88:{subnet}::1/64"),
+    ];
+    let [own, own6] = pod_addresses(subnet);
+    let own = [format!("{own}/24"), format!("{own6}/64")];
+    let gateways = [gateways[0].as_str(), gateways[1].as_str()];
+    wire(
+        node,
+        netns,
+        &interface(subnet),
+        gateways,
+        &[&own[0], &own[1]],
+    )?;
+    // As containerd and CRI-O set it for pods: everybody may ping.
+    netns.set_parameter("net/ipv4/ping_group_range", "0 2147483647")
 }
 
 /// Connects a namespace to the node, with the node as its way to everywhere.
