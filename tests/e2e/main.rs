@@ -22,6 +22,7 @@ mod network;
 mod peers;
 mod reload;
 mod scenario;
+mod soak;
 mod wire;
 
 use std::{

@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 
 use crate::{
     binary,
@@ -59,6 +59,8 @@ const EXTERNAL: [&str; 9] = [
 /// Ports on which the outside world's HTTP server listens.
 pub const HTTP_PORTS: [u16; 5] = [80, 8001, 8002, 8003, 8004];
 
+/// The pods' /etc/resolv.conf, in the lab's directory.
+const RESOLVER: &str = "resolv.conf";
 /// What a pod's first process does.
 const PAUSE: &str = "echo pausing && exec sleep infinity";
 
@@ -145,6 +147,7 @@ impl Net {
             ["203.0.113.1/24", "2001:db8:113::1/64"],
             &EXTERNAL,
         )?;
+        directory.write(RESOLVER, &format!("nameserver {DNS_SERVER}\n"))?;
         let pod = |role: &str, subnet: u8| {
             let netns = namespace(role)?;
             plug(&node, &netns, subnet)?;
@@ -191,6 +194,22 @@ impl Net {
     /// When the node's namespace cannot be entered.
     pub fn node_has(&self, interface: &str) -> Result<bool> {
         self.node.run(|| Ok(if_nametoindex(interface).is_ok()))
+    }
+
+    /// The node's interfaces, sorted.
+    ///
+    /// # Errors
+    /// When the node's namespace cannot be entered.
+    pub fn node_interfaces(&self) -> Result<Vec<String>> {
+        self.node.run(|| {
+            let interfaces = if_nameindex().context("listing interfaces")?;
+            let names = interfaces
+                .iter()
+                .map(|found| found.name().to_string_lossy());
+            let mut names: Vec<_> = names.map(|name| name.into_owned()).collect();
+            names.sort();
+            Ok(names)
+        })
     }
 
     /// Adds or changes a DNS record; an answer to a query asked from now on has it.
@@ -258,7 +277,7 @@ impl Pod {
     ) -> Result<Self> {
         let cgroup = parent.child(name)?;
         let [address, address6] = pod_addresses(subnet);
-        let resolver = directory.write("resolv.conf", &format!("nameserver {DNS_SERVER}\n"))?;
+        let resolver = directory.path().join(RESOLVER);
         // One way in for the lab and for people: the cgroup, the network, the resolver.
         let text = format!(
             "#!/bin/sh\n\
