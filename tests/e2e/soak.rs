@@ -159,14 +159,16 @@ impl Soak<'_> {
         while !ended.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
             let (_, text) = self.node.admin("/workloads")?;
             let all: Vec<Value> = serde_json::from_str(&text).context("the dump of workloads")?;
-            let served = all.iter().map(|workload| &workload["pod"]).filter(|pod| {
-                pod["port"] != 0
-                    && pod["addresses"][0].is_string()
-                    && pod["addresses"][1].is_string()
+            let served = all.iter().filter_map(|workload| {
+                let pod = &workload["pod"];
+                let name = pod["cgroups"][0].as_str()?.rsplit('/').next()?;
+                let subnet = workload["name"].as_str()?.strip_prefix('w')?;
+                // A process is in its pod's cgroup before it is in its network.
+                let own = pod["addresses"][0] == format!("10.88.{subnet}.2")
+                    && pod["addresses"][1] == format!("fd00:88:{subnet}::2");
+                (own && pod["admitted"] == true).then(|| name.to_owned())
             });
-            let names = served
-                .filter_map(|pod| Some(pod["cgroups"][0].as_str()?.rsplit('/').next()?.to_owned()));
-            *lock(&self.served) = names.collect();
+            *lock(&self.served) = served.collect();
             self.looked.notify_all();
             thread::sleep(Duration::from_millis(20));
         }
@@ -474,7 +476,12 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     });
     let worked = started.elapsed();
     let failures = soak.failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{failures:#?}");
+    let said = || {
+        let lines = node.process().lines(Stream::Stderr);
+        let lines = lines.into_iter().filter(|line| !line.contains(" INFO "));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    assert!(failures.is_empty(), "{failures:#?}\n{}", said());
 
     let mut after = None;
     let back = node.eventually("everything is as before", || {

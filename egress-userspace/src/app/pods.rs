@@ -122,8 +122,9 @@ impl Discovery {
         })
     }
 
-    /// Looks once. `periodic`: a pod without processes comes one step closer to being gone.
-    pub fn look(&mut self, periodic: bool) {
+    /// Looks once. `periodic`: a pod without processes comes one step closer to being gone. `found`
+    /// is told at every new pod, so that it need not wait for those behind it, and at the end.
+    pub fn look(&mut self, periodic: bool, found: impl Fn(Seen)) {
         let mut scan = namespaces::scan(&self.roots, &self.mount);
         if scan.invisible > 0 && self.refused.insert(0) {
             tracing::warn!(
@@ -148,11 +149,15 @@ impl Discovery {
                     known.members = members;
                     self.refresh(inode);
                 }
-                None => self.adopt(inode, members),
+                None => {
+                    self.adopt(inode, members);
+                    found(self.seen());
+                }
             }
         }
         self.cgroups = scan.cgroups;
         self.let_go(periodic);
+        found(self.seen());
     }
 
     /// What is there now.
@@ -389,6 +394,7 @@ pub async fn discover(
     };
     let mut planned: [Option<Instant>; AFTER_CHANGE.len()] = Default::default();
     let mut last = Instant::now();
+    let seen = Arc::new(seen);
     loop {
         if let Some(watch) = &mut cgroups {
             watch.follow(&discovery.cgroups);
@@ -421,8 +427,9 @@ pub async fn discover(
             *plan = plan.filter(|at| *at > now);
         }
         let periodic = now >= last + PERIOD;
+        let seen = seen.clone();
         let looked = tokio::task::spawn_blocking(move || {
-            discovery.look(periodic);
+            discovery.look(periodic, |found| publish(&seen, found));
             discovery
         });
         discovery = match looked.await {
@@ -435,15 +442,17 @@ pub async fn discover(
         if periodic {
             last = now;
         }
-        let found = discovery.seen();
-        seen.send_if_modified(|current| {
-            let differs = **current != found;
-            if differs {
-                *current = Arc::new(found);
-            }
-            differs
-        });
     }
+}
+
+fn publish(seen: &watch::Sender<Arc<Seen>>, found: Seen) {
+    seen.send_if_modified(|current| {
+        let differs = **current != found;
+        if differs {
+            *current = Arc::new(found);
+        }
+        differs
+    });
 }
 
 #[cfg(test)]
