@@ -11,8 +11,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
-    io::Write as _,
-    net::{IpAddr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -263,7 +263,11 @@ impl Soak<'_> {
         );
         let mut client = pod.spawn(&command)?;
         if violent {
-            client.wait_for_line("half of the requests", PATIENCE * 3, |line| line == "half")?;
+            let half = |line: &str| line.starts_with("half");
+            let line = client.wait_for_line("half of the requests", PATIENCE * 3, half)?;
+            let connections = line.split(' ').find_map(|word| word.parse::<usize>().ok());
+            let connections = connections.context("connections")?;
+            self.connections.fetch_add(connections, Ordering::Relaxed);
             client.signal(nix::sys::signal::Signal::SIGKILL)?;
             self.killed.fetch_add(1, Ordering::Relaxed);
         }
@@ -512,8 +516,7 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     );
     let _ = writeln!(
         std::io::stderr(),
-        "soak: {worked:.0?}, {} pods ({} killed at work), {} requests, {} connections of those that \
-         finished, {lines} access lines, {} reloads, at most {} descriptors ({} before), all as \
+        "soak: {worked:.0?}, {} pods ({} killed at work), {} requests, {} connections, {lines} access lines, {} reloads, at most {} descriptors ({} before), all as \
          before {back_after:.1?} after the last pod; slowest: {:.1?}",
         soak.pods.into_inner(),
         soak.killed.into_inner(),
@@ -524,4 +527,74 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
         before.descriptors,
         soak.slowest.into_inner().unwrap(),
     );
+}
+
+/// A server that takes connections, answers `first` to the first bytes, and then neither speaks nor
+/// ends, whatever the client does.
+fn silent_server(net: &Net, address: &str, first: &'static [u8]) -> thread::JoinHandle<TcpStream> {
+    let listener = net
+        .external
+        .run(|| Ok(TcpListener::bind(address)?))
+        .unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = [0; 4096];
+        assert!(stream.read(&mut bytes).unwrap() > 0);
+        stream.write_all(first).unwrap();
+        stream
+    })
+}
+
+#[test]
+fn connections_that_their_servers_never_end_do_not_keep_the_network_of_a_pod() {
+    let Some(net) = net("never-ends") else { return };
+    let many = "addresses: [203.0.113.20/30]\n  resolution: NONE";
+    let tcp = service_entry("tcp", &["tcp.test"], &[9001], many).replace("HTTP}", "TCP}");
+    let yaml = service_entry("http", &["many.test"], &[9002, 9003], many) + &tcp;
+    let flags = ["--drain-time", "1s"];
+    let node = Node::start(&net, &configure(&net, "many.yaml", &yaml), &flags).unwrap();
+    let pod = net.add_pod("brief", 11).unwrap();
+    node.eventually("the pod is served", || {
+        Ok(node.metric("egress_pods_listening", &[])? == Some(3.0))
+    })
+    .unwrap();
+    let upgraded = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+    let servers = [
+        ("203.0.113.20:9001", &b"hello\n"[..]),
+        ("203.0.113.20:9002", b""),
+        ("203.0.113.20:9003", upgraded),
+    ];
+    let servers = servers.map(|(address, first)| silent_server(&net, address, first));
+    let script = "exec 3<>/dev/tcp/203.0.113.20/$0; printf \"$1\" >&3; cat <&3";
+    let request = "GET /x HTTP/1.1\\r\\nHost: many.test\\r\\n";
+    let upgrade = format!("{request}Connection: upgrade\\r\\nUpgrade: x\\r\\n\\r\\n");
+    let clients = [
+        ("9001", "hello\\n".to_owned(), Some("hello")),
+        ("9002", format!("{request}\\r\\n"), None),
+        ("9003", upgrade, Some("HTTP/1.1 101 Switching Protocols\r")),
+    ];
+    let clients = clients.map(|(port, say, answer)| {
+        let client = pod.spawn(&["bash", "-c", script, port, &say]).unwrap();
+        (client, answer)
+    });
+    let held = servers.map(|server| server.join().unwrap());
+    for (client, answer) in &clients {
+        if let Some(answer) = answer {
+            let answered = |line: &str| line == *answer;
+            client.wait_for_line(answer, SOON, answered).unwrap();
+        }
+    }
+    drop(pod);
+    node.eventually("the network is gone", || Ok(!net.node_has(&interface(11))?))
+        .unwrap();
+    // They were ended, not forgotten: the servers are told as well.
+    for mut stream in held {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).unwrap();
+    }
+    let cut = |line: &str| line.contains(" outbound|9001||tcp.test ");
+    node.process()
+        .wait_for_line("a line of TCP", SOON, cut)
+        .unwrap();
 }

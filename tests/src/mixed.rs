@@ -43,14 +43,14 @@ impl Target {
 
 /// Sends `count` requests, to the targets in turn, every other time around over kept connections.
 /// `path` gets `&to=SERVER` appended. Prints a line for each answer that is wrong or does not come,
-/// and `half` half way; `{requests, connections, failed, asked: {HOST@ADDRESS: COUNT}}`.
+/// and half way a line that begins with `half` and counts connections; `{requests, connections, failed, asked: {HOST@ADDRESS: COUNT}}`.
 pub fn send(targets: &[Target], path: &str, count: usize) -> Value {
     let mut kept: BTreeMap<usize, (Connection, usize)> = BTreeMap::new();
     let mut asked: BTreeMap<String, usize> = BTreeMap::new();
     let (mut connections, mut failed) = (0, 0);
     for turn in 0..count {
         if turn == count / 2 {
-            println!("half");
+            println!("half with {connections} connections");
         }
         let index = turn % targets.len();
         let target = &targets[index];

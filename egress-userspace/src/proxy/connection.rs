@@ -120,6 +120,8 @@ pub struct Peer {
     pub start: SystemTime,
     /// The same on the monotonic clock.
     pub started: Instant,
+    /// Cancelled when the connection has to end, since its pod is gone.
+    pub cut: CancellationToken,
     /// Made when first asked for.
     preface: OnceLock<Preface>,
 }
@@ -163,17 +165,18 @@ pub struct HttpConnection {
     pub peer: Arc<Peer>,
 }
 
-/// Serves one socket, accepted at `entrance`.
+/// Serves one socket, accepted at `entrance`, until it ends or `cut` is cancelled.
 pub async fn serve(
     worker: Arc<Worker>,
     mut stream: TcpStream,
     remote: SocketAddr,
     entrance: Entrance,
+    cut: CancellationToken,
 ) {
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(mut peer) = identify(&worker, local, remote, entrance) else {
+        let Some(mut peer) = identify(&worker, (local, remote), entrance, cut) else {
             return Ok(());
         };
         let mut seen = BytesMut::new();
@@ -199,9 +202,9 @@ pub async fn serve(
 /// guessed from the socket's own address.
 fn identify(
     worker: &Worker,
-    local: SocketAddr,
-    mut remote: SocketAddr,
+    (local, mut remote): (SocketAddr, SocketAddr),
     entrance: Entrance,
+    cut: CancellationToken,
 ) -> Option<Peer> {
     let (start, started) = (SystemTime::now(), Instant::now());
     let (local, original, port, workload) = match &worker.downstream {
@@ -231,6 +234,7 @@ fn identify(
         workload,
         start,
         started,
+        cut,
         preface: OnceLock::new(),
     })
 }
@@ -350,6 +354,7 @@ async fn relay(
 }
 
 async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let cut = peer.cut.clone();
     let connection = HttpConnection {
         worker: worker.clone(),
         peer,
@@ -365,6 +370,7 @@ async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = cut.cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
         () = worker.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -374,6 +380,7 @@ async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
 }
 
 async fn serve_http2(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let cut = peer.cut.clone();
     let connection = HttpConnection {
         worker: worker.clone(),
         peer,
@@ -389,6 +396,7 @@ async fn serve_http2(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = cut.cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
         () = worker.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await

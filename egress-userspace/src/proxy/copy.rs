@@ -5,6 +5,7 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 /// Buffer of one direction.
 const BUFFER: usize = 64 * 1024;
@@ -18,8 +19,12 @@ pub struct Copied {
     pub sent: u64,
 }
 
-/// Copies until both directions have ended. A peer that resets ends both.
-pub async fn both_ways<A, B>(downstream: A, upstream: B) -> (Copied, io::Result<()>)
+/// Copies until both directions have ended. A peer that resets ends both, and so does `cut`.
+pub async fn both_ways<A, B>(
+    downstream: A,
+    upstream: B,
+    cut: &CancellationToken,
+) -> (Copied, io::Result<()>)
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -27,11 +32,17 @@ where
     let (down_read, down_write) = tokio::io::split(downstream);
     let (up_read, up_write) = tokio::io::split(upstream);
     let mut copied = Copied::default();
-    let result = tokio::try_join!(
-        one_way(down_read, up_write, &mut copied.received),
-        one_way(up_read, down_write, &mut copied.sent),
-    );
-    (copied, result.map(|_| ()))
+    let copying = async {
+        tokio::try_join!(
+            one_way(down_read, up_write, &mut copied.received),
+            one_way(up_read, down_write, &mut copied.sent),
+        )
+    };
+    let result = tokio::select! {
+        result = copying => result.map(|_| ()),
+        () = cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+    };
+    (copied, result)
 }
 
 async fn one_way(

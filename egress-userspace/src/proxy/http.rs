@@ -18,7 +18,7 @@ use super::{
     access_log::ResponseFlag,
     before,
     body::{RequestBody, deadline},
-    connection::HttpConnection,
+    connection::{HttpConnection, Peer},
     copy,
     error::DataError,
     exchange::Exchange,
@@ -132,10 +132,11 @@ fn pass_on(
         edit_response(&mut head.headers, &edits, &exchange);
     }
     if let Some((Some(client), server)) = upgrades {
+        let peer = connection.peer.clone();
         connection
             .worker
             .tasks
-            .spawn(relay_upgraded(client, server, exchange));
+            .spawn(relay_upgraded(peer, client, server, exchange));
         return Response::from_parts(head, ResponseBody::upgraded());
     }
     let pool = connection.worker.pool.clone();
@@ -571,10 +572,16 @@ fn authority(parts: &Parts) -> Result<HeaderValue, DataError> {
 }
 
 /// Bytes of a WebSocket or another upgraded protocol, until both sides have ended.
-async fn relay_upgraded(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>) {
+async fn relay_upgraded(
+    peer: Arc<Peer>,
+    client: OnUpgrade,
+    server: OnUpgrade,
+    mut exchange: Box<Exchange>,
+) {
     match tokio::try_join!(client, server) {
         Ok((client, server)) => {
-            let (copied, _) = copy::both_ways(TokioIo::new(client), TokioIo::new(server)).await;
+            let (client, server) = (TokioIo::new(client), TokioIo::new(server));
+            let (copied, _) = copy::both_ways(client, server, &peer.cut).await;
             exchange.record_upgraded(copied.received, copied.sent);
         }
         Err(_) => {

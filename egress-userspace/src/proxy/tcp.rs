@@ -150,7 +150,7 @@ pub async fn relay(
             (Copied::default(), Ok(()), Some(verdict))
         }
         Ok(Some(upstream)) => {
-            let (copied, result) = carry(downstream, upstream, seen).await;
+            let (copied, result) = carry(&relay.peer, downstream, upstream, seen).await;
             (copied, result, None)
         }
         Err(error) => (Copied::default(), Ok(()), Some(error.verdict())),
@@ -182,6 +182,7 @@ async fn speaks_for_another(
 
 /// Until both sides have ended; the drain's deadline ends what does not end by itself.
 async fn carry(
+    peer: &Peer,
     downstream: TcpStream,
     mut upstream: Stream,
     seen: Bytes,
@@ -189,7 +190,7 @@ async fn carry(
     if let Err(error) = upstream.write_all(&seen).await {
         return (Copied::default(), Err(error));
     }
-    let (mut copied, result) = copy::both_ways(downstream, upstream).await;
+    let (mut copied, result) = copy::both_ways(downstream, upstream, &peer.cut).await;
     copied.received += seen.len() as u64;
     (copied, result)
 }

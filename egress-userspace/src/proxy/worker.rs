@@ -14,7 +14,7 @@ use std::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{Semaphore, mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -154,7 +154,7 @@ pub struct Inside {
 enum InPod {
     /// Accept from these.
     Open(u64, Vec<std::net::TcpListener>),
-    /// Close them; connections go on.
+    /// Close them: the pod is gone. Its connections may finish for the drain time.
     Close(u64),
 }
 
@@ -172,7 +172,8 @@ impl Inside {
         }
     }
 
-    /// Closes the listeners of a pod; its connections go on.
+    /// Closes the listeners of a pod that is gone. Its connections may finish for the drain time;
+    /// then they end, since each keeps the pod's network namespace.
     pub fn close(&self, netns_cookie: u64) {
         for worker in &self.workers {
             let _ = worker.send(InPod::Close(netns_cookie));
@@ -344,7 +345,7 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
             accepting.insert(key, stop);
         }
     }
-    let mut inside: HashMap<u64, CancellationToken> = HashMap::new();
+    let mut inside = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -357,7 +358,9 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
                 let snapshot = snapshots.borrow_and_update().clone();
                 follow(&worker, &settings.listen, &snapshot, &mut accepting);
             }
-            Some(change) = pods.recv() => follow_pods(&worker, change, &mut inside),
+            Some(change) = pods.recv() => {
+                follow_pods(&worker, change, &mut inside, settings.drain_time);
+            }
             _ = sweep.tick() => worker.pool.sweep(),
         }
     }
@@ -415,27 +418,55 @@ fn follow(
     }
 }
 
+/// How the listeners and the connections of a pod end.
+struct PodEnd {
+    /// No more connections.
+    stop: CancellationToken,
+    /// No connection any more.
+    cut: CancellationToken,
+}
+
 /// Opens and closes the listeners inside a pod.
-fn follow_pods(worker: &Arc<Worker>, change: InPod, inside: &mut HashMap<u64, CancellationToken>) {
+fn follow_pods(
+    worker: &Arc<Worker>,
+    change: InPod,
+    inside: &mut HashMap<u64, PodEnd>,
+    drain_time: Duration,
+) {
     match change {
         InPod::Open(netns_cookie, listeners) => {
+            let earlier = inside.remove(&netns_cookie);
             let stop = worker.drain.child_token();
+            let cut = match &earlier {
+                Some(earlier) => earlier.cut.clone(),
+                None => CancellationToken::new(),
+            };
             for listener in listeners {
                 let server_port = listener.local_addr().map_or(0, |address| address.port());
                 let entrance = Entrance {
                     server_port,
                     pod: Some(netns_cookie),
                 };
-                accept_until(worker, listener, entrance, stop.clone());
+                accept_until(worker, listener, entrance, stop.clone(), cut.clone());
             }
-            if let Some(earlier) = inside.insert(netns_cookie, stop) {
-                earlier.cancel();
+            if let Some(earlier) = earlier {
+                earlier.stop.cancel();
             }
+            inside.insert(netns_cookie, PodEnd { stop, cut });
         }
         InPod::Close(netns_cookie) => {
-            if let Some(stop) = inside.remove(&netns_cookie) {
-                stop.cancel();
-            }
+            let Some(end) = inside.remove(&netns_cookie) else {
+                return;
+            };
+            end.stop.cancel();
+            let drain = worker.drain.clone();
+            worker.tasks.spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(drain_time) => end.cut.cancel(),
+                    // Everything ends, with a time limit of its own.
+                    () = drain.cancelled() => {}
+                }
+            });
         }
     }
 }
@@ -446,7 +477,9 @@ fn start_accepting(
     entrance: Entrance,
 ) -> Option<CancellationToken> {
     let stop = worker.drain.child_token();
-    accept_until(worker, listener, entrance, stop.clone()).then_some(stop)
+    // Connections of the proxy's own listeners end by themselves.
+    let cut = CancellationToken::new();
+    accept_until(worker, listener, entrance, stop.clone(), cut).then_some(stop)
 }
 
 /// False, and logged, when the runtime cannot watch the listener.
@@ -455,13 +488,14 @@ fn accept_until(
     listener: std::net::TcpListener,
     entrance: Entrance,
     stop: CancellationToken,
+    cut: CancellationToken,
 ) -> bool {
     match TcpListener::from_std(listener) {
         Ok(listener) => {
             let accepting = worker.clone();
             worker
                 .tasks
-                .spawn(async move { accept(accepting, listener, entrance, stop).await });
+                .spawn(async move { accept(accepting, listener, entrance, (stop, cut)).await });
             true
         }
         Err(error) => {
@@ -475,7 +509,7 @@ async fn accept(
     worker: Arc<Worker>,
     listener: TcpListener,
     entrance: Entrance,
-    stop: CancellationToken,
+    (stop, cut): (CancellationToken, CancellationToken),
 ) {
     loop {
         let accepted = tokio::select! {
@@ -483,7 +517,11 @@ async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, remote)) => start_serving(&worker, stream, remote, entrance),
+            Ok((stream, remote)) => {
+                let (serving, cut) = (worker.clone(), cut.clone());
+                let serve = connection::serve(serving, stream, remote, entrance, cut);
+                worker.tasks.spawn(serve);
+            }
             Err(error) if out_of_descriptors(&error) => {
                 tracing::warn!(%error, "cannot accept: pausing");
                 worker.recorder.connection_refused("out_of_descriptors");
@@ -493,13 +531,6 @@ async fn accept(
             Err(error) => tracing::debug!(%error, "accept failed"),
         }
     }
-}
-
-fn start_serving(worker: &Arc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance) {
-    let serving = worker.clone();
-    worker
-        .tasks
-        .spawn(async move { connection::serve(serving, stream, remote, entrance).await });
 }
 
 fn out_of_descriptors(error: &io::Error) -> bool {
