@@ -13,6 +13,7 @@ use std::{
     env, fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt as _,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -26,9 +27,11 @@ use lab::{
     binary, egress_binary,
     hop::SOON,
     net::{HTTPBIN, Net, interface},
+    netns::Netns,
     node::{self, Node},
     process::{Process, Stream},
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{configure, mesh_config, net, service_entry};
@@ -268,7 +271,7 @@ impl Soak<'_> {
             let connections = line.split(' ').find_map(|word| word.parse::<usize>().ok());
             let connections = connections.context("connections")?;
             self.connections.fetch_add(connections, Ordering::Relaxed);
-            client.signal(nix::sys::signal::Signal::SIGKILL)?;
+            client.signal(Signal::SIGKILL)?;
             self.killed.fetch_add(1, Ordering::Relaxed);
         }
         client.wait(PATIENCE * 3)?;
@@ -597,4 +600,54 @@ fn connections_that_their_servers_never_end_do_not_keep_the_network_of_a_pod() {
     node.process()
         .wait_for_line("a line of TCP", SOON, cut)
         .unwrap();
+}
+
+#[test]
+fn namespace_with_the_number_of_one_that_is_gone_is_another_pod() {
+    let Some(net) = net("number") else { return };
+    let first = net.add_pod("first", 11).unwrap();
+    // Nothing can listen there, so nothing of the agent's keeps the namespace and its number.
+    let without_loopback = ["address", "flush", "dev", "lo"];
+    first.netns.ip(&without_loopback).unwrap();
+    let number = |netns: &Netns| fs::metadata(netns.path()).unwrap().ino();
+    let gone = number(&first.netns);
+    let yaml = service_entry("httpbin", &["httpbin.org"], &[80], "resolution: DNS");
+    let node = Node::start(&net, &configure(&net, "httpbin.yaml", &yaml), &[]).unwrap();
+    let is = |name: &str, count: f64| Ok(node.metric(name, &[])? == Some(count));
+    node.eventually("three pods are known", || is("egress_pods", 3.0))
+        .unwrap();
+    assert!(is("egress_pods_listening", 2.0).unwrap());
+    // Between two looks of the agent one goes and another one comes.
+    node.process().signal(Signal::SIGSTOP).unwrap();
+    drop(first);
+    while net.node_has(&interface(11)).unwrap() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut others = Vec::new();
+    let same = (12..60).find_map(|subnet| {
+        let name = format!("n{subnet}");
+        let netns = net.add_netns(&name, subnet).unwrap();
+        if number(&netns) == gone {
+            return Some(net.pod_in(netns, &name, subnet).unwrap());
+        }
+        others.push(netns);
+        None
+    });
+    node.process().signal(Signal::SIGCONT).unwrap();
+    // Numbers are given anew, the lowest first, but another test may have been faster.
+    let Some(second) = same else {
+        let _ = writeln!(std::io::stderr(), "NOT RUN: the number was taken by others");
+        return;
+    };
+    node.eventually("the second is served", || {
+        Ok(is("egress_pods", 3.0)? && is("egress_pods_listening", 3.0)?)
+    })
+    .unwrap();
+    let url = "http://httpbin.org/get?second";
+    second
+        .run(&["curl", "-sS", "--max-time", "10", "--fail", url])
+        .unwrap();
+    let (_, line) = node.access_line("/get?second").unwrap();
+    let remote = &line["downstream_remote_address"];
+    assert!(remote.starts_with(&second.address), "{remote}");
 }

@@ -185,6 +185,14 @@ impl Net {
     /// As there.
     pub fn add_pod(&self, name: &str, subnet: u8) -> Result<Pod> {
         let netns = self.add_netns(name, subnet)?;
+        self.pod_in(netns, name, subnet)
+    }
+
+    /// Makes a pod of what [`Net::add_netns`] made.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn pod_in(&self, netns: Netns, name: &str, subnet: u8) -> Result<Pod> {
         Pod::new(name, subnet, netns, &self.cgroup, &self.directory)
     }
 

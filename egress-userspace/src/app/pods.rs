@@ -181,6 +181,10 @@ impl Discovery {
         let Some(opened) = self.enter(inode, &members, || namespaces::open(port, workers)) else {
             return;
         };
+        self.adopt_opened(inode, members, opened);
+    }
+
+    fn adopt_opened(&mut self, inode: u64, members: Vec<Member>, opened: Opened) {
         let index = self.next_index;
         self.next_index += 1;
         let mut pod = Pod {
@@ -225,6 +229,12 @@ impl Discovery {
         if pod.port == 0 {
             let (port, workers) = (self.port, self.inside.workers());
             if let Some(opened) = self.enter(inode, &members, || namespaces::open(port, workers)) {
+                if opened.netns_cookie != pod.netns_cookie {
+                    // Without a listener nothing kept the namespace that had this number.
+                    self.known.remove(&inode);
+                    self.adopt_opened(inode, members, opened);
+                    return;
+                }
                 self.open(&mut pod, opened);
             }
         } else if without_address
