@@ -97,7 +97,7 @@ pub struct ProxyArgs {
     /// Admin server
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
-    /// How long connections may finish after SIGTERM or SIGINT
+    /// How long connections may finish after SIGTERM or SIGINT, or after the end of their pod
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = duration)]
     pub drain_time: Duration,
 }

@@ -25,6 +25,7 @@ mod pods;
 mod reload;
 mod scenario;
 mod servers;
+mod soak;
 mod wire;
 
 use std::{

@@ -5,7 +5,8 @@
 //! Modules from the ground up:
 //! - [`netns`], [`cgroup`], [`process`]: what the kernel gives; each thing is gone when dropped.
 //! - [`httpbin`], [`dns`]: the servers of the outside world (binaries `lab-httpbin`, `lab-dns`).
-//! - [`client`]: an application in a pod, where curl says too little (binary `lab-client`).
+//! - [`client`]: an application in a pod, where curl says too little (binary `lab-client`);
+//!   [`mixed`]: one that is never content with one connection.
 //! - [`mod@bypass`]: an application that tries one way around a capture (binary `lab-bypass`), with
 //!   [`packet`]s made by hand; [`sink`]: what arrives outside, packet by packet (binary `lab-sink`).
 //! - [`net`]: namespaces pod, node, gateway and external, wired together, servers running.
@@ -27,6 +28,7 @@ pub mod dns;
 pub mod gateway;
 pub mod hop;
 pub mod httpbin;
+pub mod mixed;
 pub mod net;
 pub mod netns;
 pub mod node;

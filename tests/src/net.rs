@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::net::if_::{if_nameindex, if_nametoindex};
 
 use crate::{
     binary,
@@ -58,6 +59,8 @@ const EXTERNAL: [&str; 9] = [
 /// Ports on which the outside world's HTTP server listens.
 pub const HTTP_PORTS: [u16; 5] = [80, 8001, 8002, 8003, 8004];
 
+/// The pods' /etc/resolv.conf, in the lab's directory.
+const RESOLVER: &str = "resolv.conf";
 /// What a pod's first process does.
 const PAUSE: &str = "echo pausing && exec sleep infinity";
 
@@ -144,8 +147,13 @@ impl Net {
             ["203.0.113.1/24", "2001:db8:113::1/64"],
             &EXTERNAL,
         )?;
-        let pod = Pod::new("sleep", 1, &node, namespace("sleep")?, &cgroup, &directory)?;
-        let other = Pod::new("other", 3, &node, namespace("other")?, &cgroup, &directory)?;
+        directory.write(RESOLVER, &format!("nameserver {DNS_SERVER}\n"))?;
+        let pod = |role: &str, subnet: u8| {
+            let netns = namespace(role)?;
+            plug(&node, &netns, subnet)?;
+            Pod::new(role, subnet, netns, &cgroup, &directory)
+        };
+        let (pod, other) = (pod("sleep", 1)?, pod("other", 3)?);
         Ok(Self {
             httpbin: start_httpbin(&external)?,
             dns: start_dns(&external, &directory)?,
@@ -156,6 +164,59 @@ impl Net {
             external,
             cgroup,
             directory,
+        })
+    }
+
+    /// Adds a network namespace to the node as a pod has it, with nobody inside; its addresses are
+    /// `10.88.SUBNET.2` and `fd00:88:SUBNET::2`, the node's interface is [`interface`].
+    ///
+    /// # Errors
+    /// When the name or the subnet is taken; subnets 1 to 3 are.
+    pub fn add_netns(&self, name: &str, subnet: u8) -> Result<Netns> {
+        let lab = self.cgroup.path().file_name().unwrap_or_default();
+        let netns = Netns::new(&format!("{}-{name}", lab.display()))?;
+        plug(&self.node, &netns, subnet)?;
+        Ok(netns)
+    }
+
+    /// Adds a pod, as [`Net::add_netns`]; it is gone when dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_pod(&self, name: &str, subnet: u8) -> Result<Pod> {
+        let netns = self.add_netns(name, subnet)?;
+        self.pod_in(netns, name, subnet)
+    }
+
+    /// Makes a pod of what [`Net::add_netns`] made.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn pod_in(&self, netns: Netns, name: &str, subnet: u8) -> Result<Pod> {
+        Pod::new(name, subnet, netns, &self.cgroup, &self.directory)
+    }
+
+    /// Whether the node has an interface: those of pods go with their network namespace.
+    ///
+    /// # Errors
+    /// When the node's namespace cannot be entered.
+    pub fn node_has(&self, interface: &str) -> Result<bool> {
+        self.node.run(|| Ok(if_nametoindex(interface).is_ok()))
+    }
+
+    /// The node's interfaces, sorted.
+    ///
+    /// # Errors
+    /// When the node's namespace cannot be entered.
+    pub fn node_interfaces(&self) -> Result<Vec<String>> {
+        self.node.run(|| {
+            let interfaces = if_nameindex().context("listing interfaces")?;
+            let names = interfaces
+                .iter()
+                .map(|found| found.name().to_string_lossy());
+            let mut names: Vec<_> = names.map(|name| name.into_owned()).collect();
+            names.sort();
+            Ok(names)
         })
     }
 
@@ -218,29 +279,13 @@ impl Pod {
     fn new(
         name: &str,
         subnet: u8,
-        node: &Netns,
         netns: Netns,
         parent: &Cgroup,
         directory: &Directory,
     ) -> Result<Self> {
         let cgroup = parent.child(name)?;
-        let (address, address6) = (format!("10.88.{subnet}.2"), format!("fd00:88:{subnet}::2"));
-        let gateways = [
-            format!("10.88.{subnet}.1/24"),
-            format!("fd00:88:{subnet}::1/64"),
-        ];
-        let own = [format!("{address}/24"), format!("{address6}/64")];
-        let gateways = [gateways[0].as_str(), gateways[1].as_str()];
-        wire(
-            node,
-            &netns,
-            &format!("pod{subnet}"),
-            gateways,
-            &[&own[0], &own[1]],
-        )?;
-        // As containerd and CRI-O set it for pods: everybody may ping.
-        netns.set_parameter("net/ipv4/ping_group_range", "0 2147483647")?;
-        let resolver = directory.write("resolv.conf", &format!("nameserver {DNS_SERVER}\n"))?;
+        let [address, address6] = pod_addresses(subnet);
+        let resolver = directory.path().join(RESOLVER);
         // One way in for the lab and for people: the cgroup, the network, the resolver.
         let text = format!(
             "#!/bin/sh\n\
@@ -349,6 +394,35 @@ pub fn replace(path: &Path, text: &str) -> Result<PathBuf> {
     fs::write(&new, text).with_context(|| format!("writing {}", new.display()))?;
     fs::rename(&new, path).with_context(|| format!("replacing {}", path.display()))?;
     Ok(path.to_owned())
+}
+
+/// The node's end of a pod's cable.
+pub fn interface(subnet: u8) -> String {
+    format!("pod{subnet}")
+}
+
+fn pod_addresses(subnet: u8) -> [String; 2] {
+    [format!("10.88.{subnet}.2"), format!("fd00:88:{subnet}::2")]
+}
+
+/// Makes a namespace the network of a pod.
+fn plug(node: &Netns, netns: &Netns, subnet: u8) -> Result<()> {
+    let gateways = [
+        format!("10.88.{subnet}.1/24"),
+        format!("fd00:88:{subnet}::1/64"),
+    ];
+    let [own, own6] = pod_addresses(subnet);
+    let own = [format!("{own}/24"), format!("{own6}/64")];
+    let gateways = [gateways[0].as_str(), gateways[1].as_str()];
+    wire(
+        node,
+        netns,
+        &interface(subnet),
+        gateways,
+        &[&own[0], &own[1]],
+    )?;
+    // As containerd and CRI-O set it for pods: everybody may ping.
+    netns.set_parameter("net/ipv4/ping_group_range", "0 2147483647")
 }
 
 /// Connects a namespace to the node, with the node as its way to everywhere.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    container::{Bind, Container},
     egress_binary,
     hop::Hop,
     net::{DNS_SERVER, Net},
@@ -40,6 +41,21 @@ impl<'a> Node<'a> {
         more: &[&str],
     ) -> Result<Self> {
         let command = [&cgroup.enter()[..], &command(net, config, more)?].concat();
+        Hop::start("egress node", &net.node, &command, "egress node ready").map(Self)
+    }
+
+    /// Starts it inside a container, which shares the node's network, the files of
+    /// [`container_binds`] and, to see pods, the machine's processes.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_inside(
+        container: &Container<'_>,
+        net: &'a Net,
+        config: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
+        let command = container.command(&command(net, config, more)?);
         Hop::start("egress node", &net.node, &command, "egress node ready").map(Self)
     }
 
@@ -84,6 +100,24 @@ pub fn command(net: &Net, config: &Path, more: &[&str]) -> Result<Vec<String>> {
     }
     command.extend(more.iter().map(|&flag| flag.to_owned()));
     Ok(command)
+}
+
+/// What `egress node` needs of the machine's files in a container, as a DaemonSet would mount it,
+/// and the lab's own.
+///
+/// # Errors
+/// When the binary has not been built.
+pub fn container_binds(net: &Net) -> Result<Vec<Bind>> {
+    let mut binds = Bind::program(&egress_binary()?);
+    binds.push(Bind::read_only(net.directory.path()));
+    fs::create_dir_all("/run/egress").context("making /run/egress")?;
+    for path in ["/sys/fs/cgroup", "/sys/fs/bpf", "/run/egress"] {
+        binds.push(Bind {
+            writable: true,
+            ..Bind::read_only(path)
+        });
+    }
+    Ok(binds)
 }
 
 /// Where this lab's node pins its maps and links.

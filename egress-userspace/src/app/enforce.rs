@@ -138,6 +138,11 @@ impl Enforcement {
         self.capture.publish_workloads(&wanted.entries)?;
         self.capture
             .set_outbound_policy(wanted.default, wanted.by_workload)?;
+        let ports = seen
+            .pods
+            .iter()
+            .map(|(cookie, seen)| (*cookie, seen.pod.port));
+        self.pods.admit(ports.collect());
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = wanted.default;
         for gone in self.seen.pods.keys() {
             if !seen.pods.contains_key(gone) {

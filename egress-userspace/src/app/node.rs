@@ -84,7 +84,7 @@ async fn serve(
             enforcement.problem = parts.problem.clone();
             enforcement.policy = parts.policy.clone();
             let events = enforcement.capture.take_events();
-            parts.discovery.look(false);
+            parts.discovery.look(false, drop);
             if let Err(error) = enforce_first(&foundation, &mut enforcement, &parts.discovery) {
                 abandon(&foundation, enforcement.capture);
                 return Err(error);
@@ -328,6 +328,7 @@ async fn admin(
                         .iter()
                         .map(move |cgroup| format!("{} on {}", program.name, cgroup.display()))
                 });
+                let known = &pods;
                 let pods = pods.all();
                 let cables = pods
                     .iter()
@@ -343,7 +344,7 @@ async fn admin(
                     },
                     features: features.clone(),
                     pods: pods.len(),
-                    pods_listening: pods.iter().filter(|pod| pod.port != 0).count(),
+                    pods_listening: pods.iter().filter(|pod| known.is_admitted(pod)).count(),
                     denied: denials.counts(),
                     denials: denials.recent(),
                     outcomes: outcomes
@@ -358,6 +359,7 @@ async fn admin(
 
 /// The pods that are there, then what `--workloads` names beside them.
 fn workloads(named: &Workloads, pods: &Pods) -> Vec<Value> {
+    let known = pods;
     let pods = pods.all();
     let own = |workload: &Workload| json!(workload);
     let mut found: Vec<Value> = pods
@@ -376,6 +378,7 @@ fn workloads(named: &Workloads, pods: &Pods) -> Vec<Value> {
                 "port": pod.port,
                 "listening": [pod.listens4.then_some("127.0.0.1"), pod.listens6.then_some("::1")],
                 "interfaces": pod.cables,
+                "admitted": known.is_admitted(pod),
             });
             value
         })

@@ -126,8 +126,9 @@ impl Discovery {
         })
     }
 
-    /// Looks once. `periodic`: a pod without processes comes one step closer to being gone.
-    pub fn look(&mut self, periodic: bool) {
+    /// Looks once. `periodic`: a pod without processes comes one step closer to being gone. `found`
+    /// is told at every new pod, so that it need not wait for those behind it, and at the end.
+    pub fn look(&mut self, periodic: bool, found: impl Fn(Seen)) {
         let mut scan = namespaces::scan(&self.roots, &self.mount);
         if scan.invisible > 0 && self.refused.insert(0) {
             tracing::warn!(
@@ -152,11 +153,15 @@ impl Discovery {
                     known.members = members;
                     self.refresh(inode);
                 }
-                None => self.adopt(inode, members),
+                None => {
+                    self.adopt(inode, members);
+                    found(self.seen());
+                }
             }
         }
         self.cgroups = scan.cgroups;
         self.let_go(periodic);
+        found(self.seen());
     }
 
     /// What is there now.
@@ -180,6 +185,10 @@ impl Discovery {
         let Some(opened) = self.enter(inode, &members, || namespaces::open(port, workers)) else {
             return;
         };
+        self.adopt_opened(inode, members, opened);
+    }
+
+    fn adopt_opened(&mut self, inode: u64, members: Vec<Member>, opened: Opened) {
         let index = self.next_index;
         self.next_index += 1;
         let mut pod = Pod {
@@ -224,6 +233,12 @@ impl Discovery {
         if pod.port == 0 {
             let (port, workers) = (self.port, self.inside.workers());
             if let Some(opened) = self.enter(inode, &members, || namespaces::open(port, workers)) {
+                if opened.netns_cookie != pod.netns_cookie {
+                    // Without a listener nothing kept the namespace that had this number.
+                    self.known.remove(&inode);
+                    self.adopt_opened(inode, members, opened);
+                    return;
+                }
                 self.open(&mut pod, opened);
             }
         } else if without_address
@@ -397,6 +412,7 @@ pub async fn discover(
     };
     let mut planned: [Option<Instant>; AFTER_CHANGE.len()] = Default::default();
     let mut last = Instant::now();
+    let seen = Arc::new(seen);
     loop {
         if let Some(watch) = &mut cgroups {
             watch.follow(&discovery.cgroups);
@@ -429,8 +445,9 @@ pub async fn discover(
             *plan = plan.filter(|at| *at > now);
         }
         let periodic = now >= last + PERIOD;
+        let seen = seen.clone();
         let looked = tokio::task::spawn_blocking(move || {
-            discovery.look(periodic);
+            discovery.look(periodic, |found| publish(&seen, found));
             discovery
         })
         .await;
@@ -449,15 +466,17 @@ pub async fn discover(
         if periodic {
             last = now;
         }
-        let found = discovery.seen();
-        seen.send_if_modified(|current| {
-            let differs = **current != found;
-            if differs {
-                *current = Arc::new(found);
-            }
-            differs
-        });
     }
+}
+
+fn publish(seen: &watch::Sender<Arc<Seen>>, found: Seen) {
+    seen.send_if_modified(|current| {
+        let differs = **current != found;
+        if differs {
+            *current = Arc::new(found);
+        }
+        differs
+    });
 }
 
 #[cfg(test)]

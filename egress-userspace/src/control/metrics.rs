@@ -126,7 +126,7 @@ fn own(out: &mut Exposition, state: &AdminState, totals: &Totals) {
             ),
             (
                 "egress_pods_listening",
-                "Pods in which the proxy listens.",
+                "Pods whose connections the kernel redirects to the proxy inside.",
                 kernel.pods_listening,
             ),
         ] {

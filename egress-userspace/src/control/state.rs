@@ -41,7 +41,7 @@ pub struct KernelState {
     pub features: Vec<(&'static str, bool, &'static str)>,
     /// Pods known.
     pub pods: usize,
-    /// Pods in which the proxy listens.
+    /// Pods whose connections the kernel redirects to the proxy inside.
     pub pods_listening: usize,
     /// Labels and counts of `egress_denials_total`.
     pub denied: Vec<([(&'static str, String); 4], u64)>,

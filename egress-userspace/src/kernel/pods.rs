@@ -45,7 +45,14 @@ pub struct Pod {
 
 /// Every pod, by the cookie of its namespace. A clone is a handle to the same table.
 #[derive(Debug, Clone, Default)]
-pub struct Pods(Arc<RwLock<HashMap<u64, Arc<Pod>>>>);
+pub struct Pods(Arc<RwLock<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    pods: HashMap<u64, Arc<Pod>>,
+    /// Ports that the kernel has been told, by namespace cookie.
+    admitted: HashMap<u64, u16>,
+}
 
 impl Pod {
     /// Its address of the family of another one, if it has one.
@@ -80,7 +87,7 @@ impl Pods {
     /// The pod of a namespace cookie.
     pub fn find(&self, netns_cookie: u64) -> Option<Arc<Pod>> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        pods.get(&netns_cookie).cloned()
+        pods.pods.get(&netns_cookie).cloned()
     }
 
     /// The pod at whose cable an interface of the agent's namespace is.
@@ -93,7 +100,7 @@ impl Pods {
     /// Every pod, by its number.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = pods.values().cloned().collect();
+        let mut all: Vec<_> = pods.pods.values().cloned().collect();
         all.sort_by_key(|pod| pod.index);
         all
     }
@@ -101,12 +108,24 @@ impl Pods {
     /// Adds or replaces one.
     pub fn put(&self, pod: Pod) {
         let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        pods.insert(pod.netns_cookie, Arc::new(pod));
+        pods.pods.insert(pod.netns_cookie, Arc::new(pod));
     }
 
     /// Forgets one.
     pub fn remove(&self, netns_cookie: u64) {
         let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        pods.remove(&netns_cookie);
+        pods.pods.remove(&netns_cookie);
+    }
+
+    /// Notes which ports the kernel redirects to, by namespace cookie.
+    pub fn admit(&self, ports: HashMap<u64, u16>) {
+        let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        pods.admitted = ports;
+    }
+
+    /// Whether the kernel redirects connections inside the pod to the proxy's listeners there.
+    pub fn is_admitted(&self, pod: &Pod) -> bool {
+        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        pod.port != 0 && pods.admitted.get(&pod.netns_cookie) == Some(&pod.port)
     }
 }

@@ -131,6 +131,8 @@ pub struct Peer {
     pub started: Instant,
     /// What happens on it, for `egress dump connections`.
     pub live: Live,
+    /// Cancelled when the connection has to end, since its pod is gone.
+    pub cut: CancellationToken,
     /// Made when first asked for.
     preface: OnceLock<Preface>,
 }
@@ -149,6 +151,7 @@ impl Peer {
             start: SystemTime::now(),
             started: Instant::now(),
             live: Live::default(),
+            cut: CancellationToken::new(),
             preface: OnceLock::new(),
         }
     }
@@ -162,6 +165,7 @@ impl Peer {
             port: self.port,
             start: self.start,
             started: self.started,
+            cut: self.cut.clone(),
             ..Self::new(caller.source, self.local, self.entrance)
         }
     }
@@ -204,17 +208,18 @@ pub struct HttpConnection {
     pub peer: Arc<Peer>,
 }
 
-/// Serves one socket, accepted at `entrance`.
+/// Serves one socket, accepted at `entrance`, until it ends or `cut` is cancelled.
 pub async fn serve(
     worker: Arc<Worker>,
     mut stream: TcpStream,
     remote: SocketAddr,
     entrance: Entrance,
+    cut: CancellationToken,
 ) {
     let result = async {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let Some(peer) = identify(&worker, local, remote, entrance) else {
+        let Some(peer) = identify(&worker, (local, remote), entrance, cut) else {
             return Ok(());
         };
         let mut peer = Arc::new(peer);
@@ -247,9 +252,9 @@ pub async fn serve(
 /// guessed from the socket's own address.
 fn identify(
     worker: &Worker,
-    local: SocketAddr,
-    mut remote: SocketAddr,
+    (local, mut remote): (SocketAddr, SocketAddr),
     entrance: Entrance,
+    cut: CancellationToken,
 ) -> Option<Peer> {
     let (local, original, port, workload) = match &worker.downstream {
         Downstream::Gateway(_) => (unmapped(local), None, entrance.server_port, None),
@@ -272,6 +277,7 @@ fn identify(
         original,
         port,
         workload,
+        cut,
         ..Peer::new(unmapped(remote), local, entrance.server_port)
     })
 }
@@ -407,6 +413,7 @@ async fn relay(
 }
 
 async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let cut = peer.cut.clone();
     let connection = HttpConnection {
         worker: worker.clone(),
         peer,
@@ -422,6 +429,7 @@ async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = cut.cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
         () = worker.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -431,6 +439,7 @@ async fn serve_http1(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
 }
 
 async fn serve_http2(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io::Result<()> {
+    let cut = peer.cut.clone();
     let connection = HttpConnection {
         worker: worker.clone(),
         peer,
@@ -446,6 +455,7 @@ async fn serve_http2(worker: &Arc<Worker>, io: Prefixed, peer: Arc<Peer>) -> io:
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = cut.cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
         () = worker.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await

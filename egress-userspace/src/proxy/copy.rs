@@ -6,7 +6,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::open::Live;
+use super::connection::Peer;
 
 /// Buffer of one direction.
 const BUFFER: usize = 64 * 1024;
@@ -20,9 +20,9 @@ pub struct Copied {
     pub sent: u64,
 }
 
-/// Copies until both directions have ended. A peer that resets ends both. `live` sees the bytes as
-/// they go.
-pub async fn both_ways<A, B>(downstream: A, upstream: B, live: &Live) -> (Copied, io::Result<()>)
+/// Copies until both directions have ended. A peer that resets ends both, and so does the end of the
+/// downstream's pod. What goes by is counted on the connection.
+pub async fn both_ways<A, B>(downstream: A, upstream: B, peer: &Peer) -> (Copied, io::Result<()>)
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -30,17 +30,23 @@ where
     let (down_read, down_write) = tokio::io::split(downstream);
     let (up_read, up_write) = tokio::io::split(upstream);
     let mut copied = Copied::default();
-    let result = tokio::try_join!(
-        one_way(down_read, up_write, |bytes| {
-            copied.received += bytes;
-            live.received(bytes);
-        }),
-        one_way(up_read, down_write, |bytes| {
-            copied.sent += bytes;
-            live.sent(bytes);
-        }),
-    );
-    (copied, result.map(|_| ()))
+    let copying = async {
+        tokio::try_join!(
+            one_way(down_read, up_write, |bytes| {
+                copied.received += bytes;
+                peer.live.received(bytes);
+            }),
+            one_way(up_read, down_write, |bytes| {
+                copied.sent += bytes;
+                peer.live.sent(bytes);
+            }),
+        )
+    };
+    let result = tokio::select! {
+        result = copying => result.map(|_| ()),
+        () = peer.cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+    };
+    (copied, result)
 }
 
 async fn one_way(

@@ -18,7 +18,7 @@ use super::{
     access_log::ResponseFlag,
     before,
     body::{RequestBody, deadline},
-    connection::HttpConnection,
+    connection::{HttpConnection, Peer},
     copy,
     error::DataError,
     exchange::Exchange,
@@ -134,8 +134,9 @@ fn pass_on(
     }
     if let Some((Some(client), server)) = upgrades {
         let open = connection.worker.open.add(&connection.peer);
+        let peer = connection.peer.clone();
         connection.worker.tasks.spawn(async move {
-            relay_upgraded(client, server, exchange).await;
+            relay_upgraded(&peer, client, server, exchange).await;
             drop(open);
         });
         return Response::from_parts(head, ResponseBody::upgraded());
@@ -578,11 +579,16 @@ fn authority(parts: &Parts) -> Result<HeaderValue, DataError> {
 }
 
 /// Bytes of a WebSocket or another upgraded protocol, until both sides have ended.
-async fn relay_upgraded(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>) {
+async fn relay_upgraded(
+    peer: &Peer,
+    client: OnUpgrade,
+    server: OnUpgrade,
+    mut exchange: Box<Exchange>,
+) {
     match tokio::try_join!(client, server) {
         Ok((client, server)) => {
             let (client, server) = (TokioIo::new(client), TokioIo::new(server));
-            let (copied, _) = copy::both_ways(client, server, exchange.live()).await;
+            let (copied, _) = copy::both_ways(client, server, peer).await;
             exchange.record_upgraded(copied.received, copied.sent);
         }
         Err(_) => {

@@ -2,7 +2,7 @@
 //! Listeners inside pods, on their way from discovery to the proxy threads. Who opens them and when a
 //! pod is gone is `app`'s business.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ pub struct Inside {
 pub(super) enum InPod {
     /// Accept from these.
     Open(u64, Vec<std::net::TcpListener>),
-    /// Close them; connections go on.
+    /// Close them: the pod is gone. Its connections may finish for the drain time.
     Close(u64),
 }
 
@@ -46,7 +46,8 @@ impl Inside {
         }
     }
 
-    /// Closes the listeners of a pod; its connections go on.
+    /// Closes the listeners of a pod that is gone. Its connections may finish for the drain time;
+    /// then they end, since each keeps the pod's network namespace.
     pub fn close(&self, netns_cookie: u64) {
         for worker in &self.workers {
             let _ = worker.send(InPod::Close(netns_cookie));
@@ -54,31 +55,55 @@ impl Inside {
     }
 }
 
+/// How the listeners and the connections of a pod end.
+pub(super) struct PodEnd {
+    /// No more connections.
+    stop: CancellationToken,
+    /// No connection any more.
+    cut: CancellationToken,
+}
+
 /// Opens and closes the listeners inside a pod.
 pub(super) fn follow(
     worker: &Arc<Worker>,
     change: InPod,
-    inside: &mut HashMap<u64, CancellationToken>,
+    inside: &mut HashMap<u64, PodEnd>,
+    drain_time: Duration,
 ) {
     match change {
         InPod::Open(netns_cookie, listeners) => {
+            let earlier = inside.remove(&netns_cookie);
             let stop = worker.drain.child_token();
+            let cut = match &earlier {
+                Some(earlier) => earlier.cut.clone(),
+                None => CancellationToken::new(),
+            };
             for listener in listeners {
                 let server_port = listener.local_addr().map_or(0, |address| address.port());
                 let entrance = Entrance {
                     server_port,
                     pod: Some(netns_cookie),
                 };
-                accept_until(worker, listener, entrance, stop.clone());
+                accept_until(worker, listener, entrance, stop.clone(), cut.clone());
             }
-            if let Some(earlier) = inside.insert(netns_cookie, stop) {
-                earlier.cancel();
+            if let Some(earlier) = earlier {
+                earlier.stop.cancel();
             }
+            inside.insert(netns_cookie, PodEnd { stop, cut });
         }
         InPod::Close(netns_cookie) => {
-            if let Some(stop) = inside.remove(&netns_cookie) {
-                stop.cancel();
-            }
+            let Some(end) = inside.remove(&netns_cookie) else {
+                return;
+            };
+            end.stop.cancel();
+            let drain = worker.drain.clone();
+            worker.tasks.spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(drain_time) => end.cut.cancel(),
+                    // Everything ends, with a time limit of its own.
+                    () = drain.cancelled() => {}
+                }
+            });
         }
     }
 }

@@ -15,7 +15,6 @@ use super::{
     exchange::Upstream,
     forward::Target,
     headers::random,
-    open::Live,
     proxy_protocol,
 };
 use crate::{
@@ -157,7 +156,7 @@ pub async fn relay(
             (Copied::default(), Ok(()), Some(verdict))
         }
         Ok(Some(upstream)) => {
-            let (copied, result) = carry(downstream, upstream, seen, &relay.peer.live).await;
+            let (copied, result) = carry(&relay.peer, downstream, upstream, seen).await;
             (copied, result, None)
         }
         Err(error) => (Copied::default(), Ok(()), Some(error.verdict())),
@@ -189,16 +188,16 @@ async fn speaks_for_another(
 
 /// Until both sides have ended; the drain's deadline ends what does not end by itself.
 async fn carry(
+    peer: &Peer,
     downstream: TcpStream,
     mut upstream: Stream,
     seen: Bytes,
-    live: &Live,
 ) -> (Copied, io::Result<()>) {
     if let Err(error) = upstream.write_all(&seen).await {
         return (Copied::default(), Err(error));
     }
-    live.received(seen.len() as u64);
-    let (mut copied, result) = copy::both_ways(downstream, upstream, live).await;
+    peer.live.received(seen.len() as u64);
+    let (mut copied, result) = copy::both_ways(downstream, upstream, peer).await;
     copied.received += seen.len() as u64;
     (copied, result)
 }

@@ -14,7 +14,7 @@ use std::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{Semaphore, mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -320,7 +320,7 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
             accepting.insert(key, stop);
         }
     }
-    let mut in_pods: HashMap<u64, CancellationToken> = HashMap::new();
+    let mut in_pods = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -333,7 +333,9 @@ async fn run(worker: Arc<Worker>, first: Listeners, follows: Follows) {
                 let snapshot = snapshots.borrow_and_update().clone();
                 follow(&worker, &settings.listen, &snapshot, &mut accepting);
             }
-            Some(change) = pods.recv() => inside::follow(&worker, change, &mut in_pods),
+            Some(change) = pods.recv() => {
+                inside::follow(&worker, change, &mut in_pods, settings.drain_time);
+            }
             _ = sweep.tick() => worker.pool.sweep(),
         }
     }
@@ -397,7 +399,9 @@ fn start_accepting(
     entrance: Entrance,
 ) -> Option<CancellationToken> {
     let stop = worker.drain.child_token();
-    accept_until(worker, listener, entrance, stop.clone()).then_some(stop)
+    // Connections of the proxy's own listeners end by themselves.
+    let cut = CancellationToken::new();
+    accept_until(worker, listener, entrance, stop.clone(), cut).then_some(stop)
 }
 
 /// False, and logged, when the runtime cannot watch the listener.
@@ -406,13 +410,14 @@ pub(super) fn accept_until(
     listener: std::net::TcpListener,
     entrance: Entrance,
     stop: CancellationToken,
+    cut: CancellationToken,
 ) -> bool {
     match TcpListener::from_std(listener) {
         Ok(listener) => {
             let accepting = worker.clone();
             worker
                 .tasks
-                .spawn(async move { accept(accepting, listener, entrance, stop).await });
+                .spawn(async move { accept(accepting, listener, entrance, (stop, cut)).await });
             true
         }
         Err(error) => {
@@ -426,7 +431,7 @@ async fn accept(
     worker: Arc<Worker>,
     listener: TcpListener,
     entrance: Entrance,
-    stop: CancellationToken,
+    (stop, cut): (CancellationToken, CancellationToken),
 ) {
     loop {
         let accepted = tokio::select! {
@@ -434,7 +439,11 @@ async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, remote)) => start_serving(&worker, stream, remote, entrance),
+            Ok((stream, remote)) => {
+                let (serving, cut) = (worker.clone(), cut.clone());
+                let serve = connection::serve(serving, stream, remote, entrance, cut);
+                worker.tasks.spawn(serve);
+            }
             Err(error) if out_of_descriptors(&error) => {
                 tracing::warn!(%error, "cannot accept: pausing");
                 worker.recorder.connection_refused("out_of_descriptors");
@@ -444,13 +453,6 @@ async fn accept(
             Err(error) => tracing::debug!(%error, "accept failed"),
         }
     }
-}
-
-fn start_serving(worker: &Arc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance) {
-    let serving = worker.clone();
-    worker
-        .tasks
-        .spawn(async move { connection::serve(serving, stream, remote, entrance).await });
 }
 
 fn out_of_descriptors(error: &io::Error) -> bool {

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use lab::client::{Load, Request, get, persist, send, streams};
+use lab::{
+    client::{Load, Request, get, persist, send, streams},
+    mixed::{self, Target},
+};
 
 /// An application that sends HTTP requests and tells what it saw, as JSON.
 #[derive(Debug, Parser)]
@@ -57,6 +60,18 @@ enum Arguments {
     Persist {
         /// Where to connect.
         address: SocketAddr,
+    },
+    /// Many requests over short and kept connections, each answer checked.
+    Mixed {
+        /// `HOST@ADDRESS:PORT`, taken in turn.
+        #[arg(required = true)]
+        targets: Vec<Target>,
+        /// Path; it has a query.
+        #[arg(long)]
+        path: String,
+        /// Requests.
+        #[arg(long)]
+        count: usize,
     },
     /// Every URL at once over one HTTP/2 connection.
     Streams {
@@ -105,6 +120,11 @@ fn main() -> Result<()> {
             load_until_told(&load, count, any_server)
         }
         Arguments::Persist { address } => persist(address)?,
+        Arguments::Mixed {
+            targets,
+            path,
+            count,
+        } => mixed::send(&targets, &path, count),
         Arguments::Streams { address, urls } => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

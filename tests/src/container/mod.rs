@@ -164,6 +164,11 @@ impl<'a> Container<'a> {
         Ok(container)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.options.name
+    }
+
     /// The pid of its first process, as the machine counts.
     pub fn pid(&self) -> u32 {
         self.pid
