@@ -87,8 +87,9 @@ const WAYS: [Way; 34] = [
     way(Route::Ping, "icmp", "sent"),
     way(Route::AfPacket, "tcp", "sent"),
     way(Route::AfPacketDgram, "tcp", "sent"),
-    way(Route::Sctp, "sctp", "connected"),
-    way(Route::Dccp, "dccp", "connected"),
+    // Nobody listens there: what counts is the packet that asks.
+    way(Route::Sctp, "sctp", "failed"),
+    way(Route::Dccp, "dccp", "failed"),
 ];
 
 impl Way {
@@ -259,8 +260,11 @@ impl Way {
             Route::OutsideSocket | Route::AfPacket | Route::AfPacketDgram => {
                 ("tc", "not_registered", "not_registered_denied")
             }
-            // Linux 6.1 has a connect hook for ping sockets; this one only sends.
-            Route::Ping => ("tc", "not_registered", "not_registered_denied"),
+            // Linux 6.1 has a connect hook for ping sockets; this one only sends. SCTP and DCCP have
+            // none.
+            Route::Ping | Route::Sctp | Route::Dccp => {
+                ("tc", "not_registered", "not_registered_denied")
+            }
             _ => ("connect4", "not_registered", "not_registered_denied"),
         }
     }
@@ -276,6 +280,8 @@ impl Way {
     /// What the application is told under REGISTRY_ONLY.
     fn told(&self) -> (&'static str, &'static str) {
         match self.route {
+            // The packet is dropped, and the protocol sends it again.
+            Route::Sctp | Route::Dccp => ("failed", "ETIMEDOUT"),
             // A frame is dropped on its way, and nobody tells a packet socket.
             Route::AfPacket | Route::AfPacketDgram => ("sent", ""),
             Route::OutsideSocket => ("failed", "ETIMEDOUT"),
@@ -373,7 +379,7 @@ fn no_route_leads_outside_under_registry_only_and_every_refusal_is_told() {
         }
         let address = way.address(index);
         let (program, _, outcome) = match way.route {
-            Route::Ping => ("skb", "", "not_registered_denied"),
+            Route::Ping | Route::Sctp | Route::Dccp => ("skb", "", "not_registered_denied"),
             _ => way.sight(),
         };
         let before = Counts::read(&node);
@@ -394,7 +400,9 @@ fn no_route_leads_outside_under_registry_only_and_every_refusal_is_told() {
         // Who, where to, by which hook, why.
         let destination = match (program, way.route) {
             ("sock_create", _) => "-".to_owned(),
-            (_, Route::Ping) => address.rsplit_once(':').unwrap().0.to_owned() + ":0",
+            (_, Route::Ping | Route::Sctp | Route::Dccp) => {
+                address.rsplit_once(':').unwrap().0.to_owned() + ":0"
+            }
             _ => address.clone(),
         };
         let what = format!("the denial of {}", way.route.name());
