@@ -195,10 +195,14 @@ fn status_tells_of_policy_pods_and_denials() {
     node.eventually("the denial", || Ok(status()?.contains(denied)))
         .unwrap();
     let text = status().unwrap();
+    let frames = match node.checks_frames().unwrap() {
+        true => "egress_tc on interface ",
+        false => "without tcx (Linux 6.6): ",
+    };
     for line in [
         "enforcement: REGISTRY_ONLY, 2 pods, listening in 2",
         "egress_skb on ",
-        "egress_tc on interface ",
+        frames,
         "connect4 not_registered_denied: 1",
     ] {
         assert!(text.contains(line), "{line}: {text}");

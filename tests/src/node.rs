@@ -59,6 +59,26 @@ impl<'a> Node<'a> {
         Hop::start("egress node", &net.node, &command, "egress node ready").map(Self)
     }
 
+    /// Whether the kernel lets it check the frames of pods (tcx, Linux 6.6).
+    ///
+    /// # Errors
+    /// When the admin server does not tell.
+    pub fn checks_frames(&self) -> Result<bool> {
+        let (_, text) = self.admin("/status")?;
+        let status: serde_json::Value = serde_json::from_str(&text).context("reading /status")?;
+        let features = status["kernel"]["features"].as_array();
+        features
+            .into_iter()
+            .flatten()
+            .find(|feature| {
+                feature["name"]
+                    .as_str()
+                    .is_some_and(|name| name.starts_with("tcx"))
+            })
+            .and_then(|feature| feature["present"].as_bool())
+            .context("/status has no feature tcx")
+    }
+
     /// SIGKILL: nothing is cleaned up.
     ///
     /// # Errors

@@ -303,7 +303,7 @@ async fn admin(
     let (problem, policy) = (parts.problem.clone(), parts.policy.clone());
     let denials = parts.denials.clone();
     let connections = parts.connections.clone();
-    let pods = capture.pods();
+    let (pods, checks_frames) = (capture.pods(), capture.checks_frames());
     let (named, known) = (settings.workloads.clone(), capture.pods());
     let cgroups = settings.cgroups.clone();
     let features: Vec<_> = features()
@@ -332,6 +332,7 @@ async fn admin(
                 let pods = pods.all();
                 let cables = pods
                     .iter()
+                    .filter(|_| checks_frames)
                     .flat_map(|pod| pod.cables.iter())
                     .map(|interface| format!("egress_tc on interface {interface}"));
                 let policy = *policy.lock().unwrap_or_else(PoisonError::into_inner);

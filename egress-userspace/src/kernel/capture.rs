@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, MapError},
+};
 use egress_common::{
     address::{Address, Port},
     maps::{
@@ -37,6 +40,7 @@ use super::{
     destinations::Destinations,
     error::KernelError,
     events::Events,
+    features::can_check_frames,
     heartbeat::{self, Heartbeat},
     loader,
     original_dst::OriginalDestinations,
@@ -96,7 +100,8 @@ struct Held {
     events: Option<Events>,
     pods: Pods,
     finder: Arc<WorkloadFinder>,
-    cable_program: OwnedFd,
+    // None where the kernel attaches nothing to cables.
+    cable_program: Option<OwnedFd>,
     cables: BTreeSet<u32>,
     heartbeat_map: Option<Array<MapData, u64>>,
     // Stops when everything else has been let go.
@@ -190,13 +195,9 @@ impl Capture {
         let events = Events::new(loader::take_map(&mut ebpf, EVENTS)?);
         attach::attach(&ebpf, directory, cgroups)?;
         tracing::info!(own_cgroup_id, own_netns_cookie, "programs attached");
-        let cable_program = loader::program_fd(&ebpf, loader::TC_PROGRAM.name)?
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|source| KernelError::Call {
-                action: "keep the program for cables",
-                source,
-            })?;
+        let cable_program = can_check_frames()
+            .then(|| keep_cable_program(&ebpf))
+            .transpose()?;
         let finder = Arc::new(WorkloadFinder::new(tree, settings.workloads.clone()));
         let pods = Pods::default();
         let originals =
@@ -328,13 +329,21 @@ impl Capture {
         Ok(())
     }
 
-    /// Checks the frames on exactly these interfaces; returns those where it is not possible.
+    /// Whether this kernel lets frames be checked; see [`super::features`].
+    pub fn checks_frames(&self) -> bool {
+        self.held.cable_program.is_some()
+    }
+
+    /// Checks the frames on exactly these interfaces; returns those where it is not possible. Does
+    /// nothing on a kernel that lacks it.
     pub fn watch_cables(&mut self, interfaces: &BTreeSet<u32>) -> Vec<(u32, KernelError)> {
+        let Some(program) = &self.held.cable_program else {
+            return Vec::new();
+        };
         if *interfaces == self.held.cables {
             return Vec::new();
         }
-        let program = self.held.cable_program.as_fd();
-        let failed = attach::attach_cables(program, &self.directory, interfaces);
+        let failed = attach::attach_cables(program.as_fd(), &self.directory, interfaces);
         self.held.cables.clone_from(interfaces);
         failed
     }
@@ -392,6 +401,17 @@ impl fmt::Debug for Held {
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
+}
+
+/// A handle to the program for cables that outlives the object.
+fn keep_cable_program(ebpf: &Ebpf) -> Result<OwnedFd, KernelError> {
+    loader::program_fd(ebpf, loader::TC_PROGRAM.name)?
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| KernelError::Call {
+            action: "keep the program for cables",
+            source,
+        })
 }
 
 /// The number of a policy in the maps.

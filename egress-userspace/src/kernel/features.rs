@@ -3,9 +3,7 @@
 
 use std::path::Path;
 
-use aya::util::KernelVersion;
-
-use super::netlink;
+use super::{loader::TC_PROGRAM, netlink, syscall};
 
 /// One thing that a kernel may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,16 +18,12 @@ pub struct Feature {
 
 /// Asks the kernel.
 pub fn features() -> Vec<Feature> {
-    let version = KernelVersion::current().ok();
-    let since = |major, minor| {
-        version.is_some_and(|current| current >= KernelVersion::new(major, minor, 0))
-    };
     vec![
         Feature {
             name: "tcx (Linux 6.6)",
-            present: since(6, 6),
-            without: "frames that a pod sends by packet sockets (CAP_NET_RAW) are not checked: drop \
-                      CAP_NET_RAW from workloads",
+            present: can_check_frames(),
+            without: "what a pod sends by packet sockets (CAP_NET_RAW) or by sockets made outside of \
+                      its cgroup is not checked: drop CAP_NET_RAW from workloads",
         },
         Feature {
             name: "SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)",
@@ -49,6 +43,12 @@ pub fn features() -> Vec<Feature> {
                       give --redirect-ip",
         },
     ]
+}
+
+/// Whether programs can be attached to pods' cables. Asked of the kernel itself: distributions add
+/// tcx to older versions.
+pub fn can_check_frames() -> bool {
+    syscall::can_link_interfaces(TC_PROGRAM.attach_type)
 }
 
 /// Whether /proc shows the node's processes: in the initial pid namespace pid 2 is kthreadd, which

@@ -23,7 +23,10 @@ use egress_common::{
     workload::{UdpPeerKey, WorkloadEntry, WorkloadKey},
 };
 
-use super::{bpffs::PinDirectory, cgroups::CgroupTree, error::KernelError, syscall};
+use super::{
+    bpffs::PinDirectory, cgroups::CgroupTree, error::KernelError, features::can_check_frames,
+    syscall,
+};
 
 /// The kernel object, as build.rs made it; empty when there was no toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_KERNEL_OBJECT"));
@@ -42,7 +45,7 @@ pub const PROGRAMS: [KernelProgram; 10] = [
     KernelProgram::new("egress_connect4", 10),
     KernelProgram::new("egress_connect6", 11),
 ];
-/// The program on the agent's end of pods' cables.
+/// The program on the agent's end of pods' cables; loaded where it can be attached.
 pub const TC_PROGRAM: KernelProgram = KernelProgram::new("egress_tc", 46);
 /// The program that answers once, at start.
 const IDENTITY_PROGRAM: &str = "egress_identity";
@@ -99,7 +102,8 @@ pub fn load(directory: &PinDirectory) -> Result<Ebpf, KernelError> {
         EbpfError::MapError(source) if is_permission(&source) => KernelError::NotPrivileged,
         source => KernelError::Load { source },
     })?;
-    let names = PROGRAMS.into_iter().chain([TC_PROGRAM]);
+    let on_cables = can_check_frames().then_some(TC_PROGRAM);
+    let names = PROGRAMS.into_iter().chain(on_cables);
     for name in names.map(|program| program.name).chain([IDENTITY_PROGRAM]) {
         let program = ebpf
             .program_mut(name)

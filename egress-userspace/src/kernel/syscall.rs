@@ -18,6 +18,7 @@ use std::{
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -93,6 +94,14 @@ struct LinkUpdate {
     old_program_fd: u32,
 }
 
+/// What is asked for lies behind `attach_type`; the kernel writes its answer there, too.
+#[repr(C)]
+struct ProgramQuery {
+    interface: u32,
+    attach_type: u32,
+    answer: [u64; 7],
+}
+
 /// Opens a pinned object.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -133,6 +142,20 @@ pub fn link_interface(
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
     link(program, interface, attach_type)
+}
+
+/// Whether programs of this attach type can be attached to interfaces.
+pub fn can_link_interfaces(attach_type: u32) -> bool {
+    let mut attribute = ProgramQuery {
+        // No interface has this index: a kernel that knows the attach type does not find it.
+        interface: 0,
+        attach_type,
+        answer: [0; 7],
+    };
+    match bpf(BPF_PROG_QUERY, &mut attribute) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+    }
 }
 
 fn link(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
