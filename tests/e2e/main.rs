@@ -20,6 +20,7 @@ mod identity;
 mod lifecycle;
 mod network;
 mod peers;
+mod pods;
 mod reload;
 mod scenario;
 mod soak;

@@ -7,13 +7,16 @@
 //! ```text
 //! EGRESS_SOAK_SECONDS=60 cargo xtask test --only e2e soak
 //! ```
+//!
+//! `held`: what may not stay behind; `access`: what the access log must say.
+
+mod access;
+mod held;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::MetadataExt as _,
+    env,
+    io::Write as _,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,16 +27,18 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{
-    binary, egress_binary,
-    hop::SOON,
+    binary,
     net::{HTTPBIN, Net, interface},
-    netns::Netns,
-    node::{self, Node},
-    process::{Process, Stream},
+    node::Node,
+    process::Stream,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use self::{
+    access::check,
+    held::{descriptors, held},
+};
 use crate::{configure, mesh_config, net, service_entry};
 
 /// Pods at a time.
@@ -78,6 +83,8 @@ struct Soak<'a> {
     end: Instant,
     /// Set by the first thread that fails.
     stop: AtomicBool,
+    /// Set when no pod is left.
+    ended: AtomicBool,
     failures: Mutex<Vec<String>>,
     /// Cgroups' names of the pods that the agent serves.
     served: Mutex<BTreeSet<String>>,
@@ -89,19 +96,12 @@ struct Soak<'a> {
     killed: AtomicUsize,
     requests: AtomicUsize,
     connections: AtomicUsize,
+    reloads: AtomicUsize,
+    /// Of the agent, at their peak.
+    descriptors: AtomicUsize,
     /// Requests to [`CAPTURED`] of each pod that finished.
     asked: Mutex<BTreeMap<String, usize>>,
     slowest: Mutex<BTreeMap<&'static str, Duration>>,
-}
-
-/// What the agent holds.
-#[derive(Debug, PartialEq, Eq)]
-struct Held {
-    descriptors: usize,
-    workloads: usize,
-    originals: usize,
-    interfaces: Vec<String>,
-    namespaces: Vec<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,7 +135,69 @@ fn workloads() -> String {
     subnets.map(entry).collect()
 }
 
-impl Soak<'_> {
+impl<'a> Soak<'a> {
+    fn new(net: &'a Net, node: &'a Node<'a>, end: Instant) -> Self {
+        Self {
+            net,
+            node,
+            end,
+            stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            failures: Mutex::default(),
+            served: Mutex::default(),
+            looked: Condvar::new(),
+            free: Mutex::new(CLIENTS),
+            freed: Condvar::new(),
+            pods: AtomicUsize::new(0),
+            killed: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            reloads: AtomicUsize::new(0),
+            descriptors: AtomicUsize::new(0),
+            asked: Mutex::default(),
+            slowest: Mutex::default(),
+        }
+    }
+
+    /// Every thread, to its end.
+    fn run(&self) {
+        thread::scope(|scope| {
+            let places: Vec<_> = (0..PODS)
+                .map(|place| scope.spawn(move || self.guard(|| self.place(place))))
+                .collect();
+            scope.spawn(|| self.guard(|| self.look()));
+            scope.spawn(|| self.guard(|| self.reload()));
+            scope.spawn(|| self.guard(|| self.count_descriptors()));
+            let results: Vec<_> = places.into_iter().map(|place| place.join()).collect();
+            self.ended.store(true, Ordering::Relaxed);
+            assert!(results.iter().all(Result::is_ok), "a thread panicked");
+        });
+    }
+
+    /// The numbers of the run, past the test harness.
+    fn tell(&self, more: &str) {
+        let [pods, killed, requests, connections, reloads, descriptors] = [
+            &self.pods,
+            &self.killed,
+            &self.requests,
+            &self.connections,
+            &self.reloads,
+            &self.descriptors,
+        ]
+        .map(|number| number.load(Ordering::Relaxed));
+        let slowest = lock(&self.slowest);
+        let _ = writeln!(
+            std::io::stderr(),
+            "soak: {pods} pods ({killed} killed at work), {requests} requests, {connections} \
+             connections, {reloads} reloads, at most {descriptors} descriptors; {more}; slowest: \
+             {slowest:.1?}"
+        );
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
+    }
+
     fn runs(&self) -> bool {
         Instant::now() < self.end && !self.stop.load(Ordering::Relaxed)
     }
@@ -158,8 +220,8 @@ impl Soak<'_> {
     }
 
     /// Keeps `served` as the agent says, for all who wait.
-    fn look(&self, ended: &AtomicBool) -> Result<()> {
-        while !ended.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+    fn look(&self) -> Result<()> {
+        while !self.has_ended() {
             let (_, text) = self.node.admin("/workloads")?;
             let all: Vec<Value> = serde_json::from_str(&text).context("the dump of workloads")?;
             let served = all.iter().filter_map(|workload| {
@@ -297,120 +359,38 @@ impl Soak<'_> {
         Ok(())
     }
 
-    /// Changes the configuration every second; how often it did.
-    fn reload(&self) -> Result<usize> {
-        let mut generation = 0;
+    /// Changes the configuration every second.
+    fn reload(&self) -> Result<()> {
         let mut next = Instant::now() + RELOAD;
         while self.runs() {
             if Instant::now() >= next {
                 next += RELOAD;
-                generation += 1;
-                objects(self.net, generation);
+                objects(self.net, self.reloads.fetch_add(1, Ordering::Relaxed) + 1);
             }
             thread::sleep(Duration::from_millis(50));
         }
-        Ok(generation)
+        Ok(())
     }
-}
 
-/// Sockets of the node's network that are connections: those to servers are kept for a while.
-fn kept_connections(pid: u32) -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for table in ["tcp", "tcp6"] {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}"))?;
-        for line in text.lines().skip(1) {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            // 0A: it listens (include/net/tcp_states.h).
-            if let (Some(state), Some(inode)) = (fields.get(3), fields.get(9))
-                && *state != "0A"
-            {
-                found.insert(format!("socket:[{inode}]"));
-            }
+    fn count_descriptors(&self) -> Result<()> {
+        while !self.has_ended() {
+            let (all, _) = descriptors(self.node.process().pid())?;
+            self.descriptors.fetch_max(all, Ordering::Relaxed);
+            // Tells of a machine that stands still, which the heartbeat's limit (2 s) takes for a
+            // dead agent.
+            let asleep = Instant::now();
+            thread::sleep(Duration::from_millis(100));
+            self.note("a sleep of 100 ms", asleep);
         }
+        Ok(())
     }
-    Ok(found)
 }
 
-/// Descriptors of the agent: all, and those that are not connections to servers.
-fn descriptors(pid: u32) -> Result<(usize, usize)> {
-    let kept = kept_connections(pid)?;
-    let all: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))?
-        .flatten()
-        .map(|entry| fs::read_link(entry.path()).unwrap_or_default())
-        .collect();
-    let others = all
-        .iter()
-        .filter(|to| !kept.contains(to.to_string_lossy().as_ref()));
-    Ok((all.len(), others.count()))
-}
-
-fn held(net: &Net, node: &Node<'_>) -> Result<Held> {
-    let egress = egress_binary()?.display().to_string();
-    let bpffs = node::bpffs(net).display().to_string();
-    let dump = [egress.as_str(), "dump", "maps", "--bpffs", &bpffs];
-    let dump = Process::output("egress dump maps", &dump, SOON)?;
-    let dump: Value = serde_json::from_str(&dump)?;
-    let count = |map: &str| {
-        dump[map]
-            .as_array()
-            .map(Vec::len)
-            .context("a map's entries")
-    };
-    let lab = net.cgroup.path().file_name().context("a name")?;
-    let lab = lab.to_string_lossy();
-    let namespaces = fs::read_dir("/run/netns")?.flatten();
-    let namespaces = namespaces.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut namespaces: Vec<_> = namespaces.filter(|name| name.starts_with(&*lab)).collect();
-    namespaces.sort();
-    Ok(Held {
-        descriptors: descriptors(node.process().pid())?.1,
-        workloads: count("WORKLOADS")?,
-        originals: count("ORIGINAL_DST")?,
-        interfaces: net.node_interfaces()?,
-        namespaces,
-    })
-}
-
-/// Every access line tells of a pod's own traffic; how many there are for each pod's captured paths.
-fn check(lines: &[String]) -> Result<(usize, BTreeMap<String, usize>)> {
-    let (mut count, mut by_pod) = (0, BTreeMap::new());
-    for text in lines.iter().filter(|line| line.starts_with('{')) {
-        let line: Value = serde_json::from_str(text).context("an access line")?;
-        let workload = line["source_workload"].as_str().unwrap_or_default();
-        let remote: SocketAddr = line["downstream_remote_address"]
-            .as_str()
-            .and_then(|text| text.parse().ok())
-            .with_context(|| format!("an address in {text}"))?;
-        let subnet = workload
-            .strip_prefix('w')
-            .with_context(|| format!("a workload in {text}"))?;
-        let own: [IpAddr; 2] = [
-            format!("10.88.{subnet}.2").parse()?,
-            format!("fd00:88:{subnet}::2").parse()?,
-        ];
-        ensure!(own.contains(&remote.ip()), "another pod's address: {text}");
-        ensure!(line["source_namespace"] == "soak", "{text}");
-        count += 1;
-        let Some(path) = line["path"].as_str() else {
-            continue;
-        };
-        let parameters = path
-            .split_once("?pod=")
-            .and_then(|(_, rest)| rest.split_once("&to="));
-        let (pod, to) = parameters.with_context(|| format!("a path of ours in {text}"))?;
-        ensure!(
-            pod.split_once('-').is_some_and(|(of, _)| of == workload),
-            "another pod's request: {text}"
-        );
-        ensure!(
-            line["original_destination"] == to,
-            "another destination: {text}"
-        );
-        if line["authority"] != "toggled.test" {
-            *by_pod.entry(pod.to_owned()).or_default() += 1;
-        }
-    }
-    Ok((count, by_pod))
+/// What the agent said beyond the usual.
+fn complaints(node: &Node<'_>) -> String {
+    let lines = node.process().lines(Stream::Stderr);
+    let lines = lines.into_iter().filter(|line| !line.contains(" INFO "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -425,7 +405,6 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     let names = names.display().to_string();
     let flags = ["--mesh-config", &mesh, "--workloads", &names];
     let node = Node::start(&net, &config, &flags).unwrap();
-    let pid = node.process().pid();
     node.eventually("the lab's own pods are served", || {
         Ok(node.metric("egress_pods_listening", &[])? == Some(2.0))
     })
@@ -433,62 +412,16 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     let before = held(&net, &node).unwrap();
 
     let started = Instant::now();
-    let soak = Soak {
-        net: &net,
-        node: &node,
-        end: started + Duration::from_secs(seconds),
-        stop: AtomicBool::new(false),
-        failures: Mutex::default(),
-        served: Mutex::default(),
-        looked: Condvar::new(),
-        free: Mutex::new(CLIENTS),
-        freed: Condvar::new(),
-        pods: AtomicUsize::new(0),
-        killed: AtomicUsize::new(0),
-        requests: AtomicUsize::new(0),
-        connections: AtomicUsize::new(0),
-        asked: Mutex::default(),
-        slowest: Mutex::default(),
-    };
-    let (ended, reloads, peak) = (
-        AtomicBool::new(false),
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-    );
-    thread::scope(|scope| {
-        let places: Vec<_> = (0..PODS)
-            .map(|place| {
-                let soak = &soak;
-                scope.spawn(move || soak.guard(|| soak.place(place)))
-            })
-            .collect();
-        scope.spawn(|| soak.guard(|| soak.look(&ended)));
-        scope.spawn(|| {
-            soak.guard(|| {
-                reloads.store(soak.reload()?, Ordering::Relaxed);
-                Ok(())
-            });
-        });
-        scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
-                let (all, _) = descriptors(pid).unwrap_or_default();
-                peak.fetch_max(all, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(100));
-            }
-        });
-        for place in places {
-            let _ = place.join();
-        }
-        ended.store(true, Ordering::Relaxed);
-    });
+    let soak = Soak::new(&net, &node, started + Duration::from_secs(seconds));
+    soak.run();
     let worked = started.elapsed();
-    let failures = soak.failures.into_inner().unwrap();
-    let said = || {
-        let lines = node.process().lines(Stream::Stderr);
-        let lines = lines.into_iter().filter(|line| !line.contains(" INFO "));
-        lines.collect::<Vec<_>>().join("\n")
-    };
-    assert!(failures.is_empty(), "{failures:#?}\n{}", said());
+    let failures = lock(&soak.failures).clone();
+    let slowest = lock(&soak.slowest).clone();
+    assert!(
+        failures.is_empty(),
+        "{failures:#?}, slowest: {slowest:?}\n{}",
+        complaints(&node)
+    );
 
     let mut after = None;
     let back = node.eventually("everything is as before", || {
@@ -499,7 +432,7 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     });
     let back_after = started.elapsed() - worked;
     back.unwrap_or_else(|error| panic!("{before:#?}\n{after:#?}\n{error:#}"));
-    let asked = soak.asked.into_inner().unwrap();
+    let asked = lock(&soak.asked).clone();
     node.eventually("the last access lines", || {
         let (_, by_pod) = check(&node.process().lines(Stream::Stdout))?;
         Ok(asked
@@ -517,137 +450,9 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
         Some(0.0),
         "the proxy knew every connection"
     );
-    let _ = writeln!(
-        std::io::stderr(),
-        "soak: {worked:.0?}, {} pods ({} killed at work), {} requests, {} connections, {lines} access lines, {} reloads, at most {} descriptors ({} before), all as \
-         before {back_after:.1?} after the last pod; slowest: {:.1?}",
-        soak.pods.into_inner(),
-        soak.killed.into_inner(),
-        soak.requests.into_inner(),
-        soak.connections.into_inner(),
-        reloads.into_inner(),
-        peak.into_inner(),
-        before.descriptors,
-        soak.slowest.into_inner().unwrap(),
-    );
-}
-
-/// A server that takes connections, answers `first` to the first bytes, and then neither speaks nor
-/// ends, whatever the client does.
-fn silent_server(net: &Net, address: &str, first: &'static [u8]) -> thread::JoinHandle<TcpStream> {
-    let listener = net
-        .external
-        .run(|| Ok(TcpListener::bind(address)?))
-        .unwrap();
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut bytes = [0; 4096];
-        assert!(stream.read(&mut bytes).unwrap() > 0);
-        stream.write_all(first).unwrap();
-        stream
-    })
-}
-
-#[test]
-fn connections_that_their_servers_never_end_do_not_keep_the_network_of_a_pod() {
-    let Some(net) = net("never-ends") else { return };
-    let many = "addresses: [203.0.113.20/30]\n  resolution: NONE";
-    let tcp = service_entry("tcp", &["tcp.test"], &[9001], many).replace("HTTP}", "TCP}");
-    let yaml = service_entry("http", &["many.test"], &[9002, 9003], many) + &tcp;
-    let flags = ["--drain-time", "1s"];
-    let node = Node::start(&net, &configure(&net, "many.yaml", &yaml), &flags).unwrap();
-    let pod = net.add_pod("brief", 11).unwrap();
-    node.eventually("the pod is served", || {
-        Ok(node.metric("egress_pods_listening", &[])? == Some(3.0))
-    })
-    .unwrap();
-    let upgraded = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
-    let servers = [
-        ("203.0.113.20:9001", &b"hello\n"[..]),
-        ("203.0.113.20:9002", b""),
-        ("203.0.113.20:9003", upgraded),
-    ];
-    let servers = servers.map(|(address, first)| silent_server(&net, address, first));
-    let script = "exec 3<>/dev/tcp/203.0.113.20/$0; printf \"$1\" >&3; cat <&3";
-    let request = "GET /x HTTP/1.1\\r\\nHost: many.test\\r\\n";
-    let upgrade = format!("{request}Connection: upgrade\\r\\nUpgrade: x\\r\\n\\r\\n");
-    let clients = [
-        ("9001", "hello\\n".to_owned(), Some("hello")),
-        ("9002", format!("{request}\\r\\n"), None),
-        ("9003", upgrade, Some("HTTP/1.1 101 Switching Protocols\r")),
-    ];
-    let clients = clients.map(|(port, say, answer)| {
-        let client = pod.spawn(&["bash", "-c", script, port, &say]).unwrap();
-        (client, answer)
-    });
-    let held = servers.map(|server| server.join().unwrap());
-    for (client, answer) in &clients {
-        if let Some(answer) = answer {
-            let answered = |line: &str| line == *answer;
-            client.wait_for_line(answer, SOON, answered).unwrap();
-        }
-    }
-    drop(pod);
-    node.eventually("the network is gone", || Ok(!net.node_has(&interface(11))?))
-        .unwrap();
-    // They were ended, not forgotten: the servers are told as well.
-    for mut stream in held {
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).unwrap();
-    }
-    let cut = |line: &str| line.contains(" outbound|9001||tcp.test ");
-    node.process()
-        .wait_for_line("a line of TCP", SOON, cut)
-        .unwrap();
-}
-
-#[test]
-fn namespace_with_the_number_of_one_that_is_gone_is_another_pod() {
-    let Some(net) = net("number") else { return };
-    let first = net.add_pod("first", 11).unwrap();
-    // Nothing can listen there, so nothing of the agent's keeps the namespace and its number.
-    let without_loopback = ["address", "flush", "dev", "lo"];
-    first.netns.ip(&without_loopback).unwrap();
-    let number = |netns: &Netns| fs::metadata(netns.path()).unwrap().ino();
-    let gone = number(&first.netns);
-    let yaml = service_entry("httpbin", &["httpbin.org"], &[80], "resolution: DNS");
-    let node = Node::start(&net, &configure(&net, "httpbin.yaml", &yaml), &[]).unwrap();
-    let is = |name: &str, count: f64| Ok(node.metric(name, &[])? == Some(count));
-    node.eventually("three pods are known", || is("egress_pods", 3.0))
-        .unwrap();
-    assert!(is("egress_pods_listening", 2.0).unwrap());
-    // Between two looks of the agent one goes and another one comes.
-    node.process().signal(Signal::SIGSTOP).unwrap();
-    drop(first);
-    while net.node_has(&interface(11)).unwrap() {
-        thread::sleep(Duration::from_millis(5));
-    }
-    let mut others = Vec::new();
-    let same = (12..60).find_map(|subnet| {
-        let name = format!("n{subnet}");
-        let netns = net.add_netns(&name, subnet).unwrap();
-        if number(&netns) == gone {
-            return Some(net.pod_in(netns, &name, subnet).unwrap());
-        }
-        others.push(netns);
-        None
-    });
-    node.process().signal(Signal::SIGCONT).unwrap();
-    // Numbers are given anew, the lowest first, but another test may have been faster.
-    let Some(second) = same else {
-        let _ = writeln!(std::io::stderr(), "NOT RUN: the number was taken by others");
-        return;
-    };
-    node.eventually("the second is served", || {
-        Ok(is("egress_pods", 3.0)? && is("egress_pods_listening", 3.0)?)
-    })
-    .unwrap();
-    let url = "http://httpbin.org/get?second";
-    second
-        .run(&["curl", "-sS", "--max-time", "10", "--fail", url])
-        .unwrap();
-    let (_, line) = node.access_line("/get?second").unwrap();
-    let remote = &line["downstream_remote_address"];
-    assert!(remote.starts_with(&second.address), "{remote}");
+    let before = before.descriptors;
+    soak.tell(&format!(
+        "{worked:.0?}, {lines} access lines, {before} descriptors before, all as before \
+         {back_after:.1?} after the last pod"
+    ));
 }
