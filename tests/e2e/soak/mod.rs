@@ -96,10 +96,12 @@ struct Soak<'a> {
     killed: AtomicUsize,
     requests: AtomicUsize,
     connections: AtomicUsize,
+    /// Requests that were refused; right only when the kernel took the agent for dead.
+    refused: Mutex<Vec<String>>,
     reloads: AtomicUsize,
     /// Of the agent, at their peak.
     descriptors: AtomicUsize,
-    /// Requests to [`CAPTURED`] of each pod that finished.
+    /// Answered requests to [`CAPTURED`] of each pod that finished.
     asked: Mutex<BTreeMap<String, usize>>,
     slowest: Mutex<BTreeMap<&'static str, Duration>>,
 }
@@ -152,6 +154,7 @@ impl<'a> Soak<'a> {
             killed: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            refused: Mutex::default(),
             reloads: AtomicUsize::new(0),
             descriptors: AtomicUsize::new(0),
             asked: Mutex::default(),
@@ -338,8 +341,11 @@ impl<'a> Soak<'a> {
         }
         client.wait(PATIENCE * 3)?;
         let lines = client.lines(Stream::Stdout);
-        if let Some(wrong) = lines.iter().find(|line| line.starts_with("wrong")) {
-            bail!("{name}: {wrong}");
+        for wrong in lines.iter().filter(|line| line.starts_with("wrong")) {
+            // EPERM is right while the heartbeat is late, which it is on a machine that stands
+            // still; whether it was is seen in the end.
+            ensure!(wrong.contains("(os error 1)"), "{name}: {wrong}");
+            lock(&self.refused).push(format!("{name}: {wrong}"));
         }
         if violent {
             self.requests.fetch_add(REQUESTS / 2, Ordering::Relaxed);
@@ -354,7 +360,7 @@ impl<'a> Soak<'a> {
         self.connections.fetch_add(connections, Ordering::Relaxed);
         let asked = CAPTURED
             .iter()
-            .filter_map(|target| number(&report["asked"][target]));
+            .filter_map(|target| number(&report["answered"][target]));
         lock(&self.asked).insert(name.to_owned(), asked.sum());
         Ok(())
     }
@@ -423,6 +429,16 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
         complaints(&node)
     );
 
+    let late = [("outcome", "proxy_dead_denied")];
+    let late = node.metric("egress_kernel_outcomes_total", &late).unwrap();
+    let refused = lock(&soak.refused).clone();
+    let stood_still = slowest["a sleep of 100 ms"] > Duration::from_secs(1);
+    assert!(
+        refused.is_empty() || (stood_still && late >= Some(refused.len() as f64)),
+        "{refused:#?}, slowest: {slowest:?}, late: {late:?}\n{}",
+        complaints(&node)
+    );
+
     let mut after = None;
     let back = node.eventually("everything is as before", || {
         let now = held(&net, &node)?;
@@ -444,15 +460,16 @@ fn pods_that_come_and_go_are_never_mixed_up_and_leave_nothing() {
     for (pod, count) in &asked {
         assert_eq!(by_pod.get(pod), Some(count), "captured requests of {pod}");
     }
-    let refused = node.metric("egress_connections_refused_total", &[]);
+    let unknown = node.metric("egress_connections_refused_total", &[]);
     assert_eq!(
-        refused.unwrap(),
+        unknown.unwrap(),
         Some(0.0),
         "the proxy knew every connection"
     );
     let before = before.descriptors;
     soak.tell(&format!(
-        "{worked:.0?}, {lines} access lines, {before} descriptors before, all as before \
-         {back_after:.1?} after the last pod"
+        "{worked:.0?}, {} refused by a late heartbeat, {lines} access lines, {before} descriptors before, all as before \
+         {back_after:.1?} after the last pod",
+        refused.len()
     ));
 }
