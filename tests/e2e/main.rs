@@ -21,6 +21,7 @@ mod identity;
 mod lifecycle;
 mod network;
 mod peers;
+mod pod_end;
 mod pods;
 mod reload;
 mod scenario;

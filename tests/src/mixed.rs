@@ -43,10 +43,10 @@ impl Target {
 
 /// Sends `count` requests, to the targets in turn, every other time around over kept connections.
 /// `path` gets `&to=SERVER` appended. Prints a line for each answer that is wrong or does not come,
-/// and half way a line that begins with `half` and counts connections; `{requests, connections, failed, asked: {HOST@ADDRESS: COUNT}}`.
+/// and half way a line that begins with `half` and counts connections; `{requests, connections, failed, answered: {HOST@ADDRESS: COUNT}}`.
 pub fn send(targets: &[Target], path: &str, count: usize) -> Value {
     let mut kept: BTreeMap<usize, (Connection, usize)> = BTreeMap::new();
-    let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+    let mut answered: BTreeMap<String, usize> = BTreeMap::new();
     let (mut connections, mut failed) = (0, 0);
     for turn in 0..count {
         if turn == count / 2 {
@@ -65,18 +65,19 @@ pub fn send(targets: &[Target], path: &str, count: usize) -> Value {
             }
         };
         match connection.and_then(|connection| ask(connection, target, path)) {
-            Ok(connection) if keep && used < KEPT_FOR => {
-                kept.insert(index, (connection, used + 1));
+            Ok(connection) => {
+                *answered.entry(name).or_default() += 1;
+                if keep && used < KEPT_FOR {
+                    kept.insert(index, (connection, used + 1));
+                }
             }
-            Ok(_) => {}
             Err(error) => {
                 failed += 1;
                 println!("wrong: {name}, request {used} of its connection: {error:#}");
             }
         }
-        *asked.entry(name).or_default() += 1;
     }
-    json!({"requests": count, "connections": connections, "failed": failed, "asked": asked})
+    json!({"requests": count, "connections": connections, "failed": failed, "answered": answered})
 }
 
 /// Connects; the application must see the peer that it asked for.
