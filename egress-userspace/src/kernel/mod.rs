@@ -27,6 +27,7 @@ pub mod netlink;
 pub mod original_dst;
 pub mod pods;
 pub mod redirect;
+mod settings;
 pub mod sever;
 mod syscall;
 pub mod watch;
@@ -34,7 +35,7 @@ pub mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{Capture, CaptureSettings, FailurePolicy, outbound_number};
+pub use capture::{Capture, CaptureSettings, FailurePolicy};
 pub use cgroups::Workloads;
 pub use counters::{CounterReader, CounterReading};
 pub use dump::dump_maps;
@@ -43,3 +44,4 @@ pub use loader::PROGRAMS;
 pub use original_dst::OriginalDestinations;
 pub use pods::{Pod, Pods};
 pub use redirect::{Allowances, DestinationPlan, names_to_capture, plan};
+pub use settings::outbound_number;
