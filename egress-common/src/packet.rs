@@ -72,12 +72,12 @@ impl Packet {
         let mut offset = HEADER6 as u32;
         let mut followed = 0;
         while followed < MAX_EXTENSIONS {
-            let unit = match protocol {
-                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8,
-                AUTHENTICATION => 4,
-                FRAGMENT => 0,
-                _ => return Self::transport(ends, protocol, offset, load),
-            };
+            if !matches!(
+                protocol,
+                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
+            ) {
+                return Self::transport(ends, protocol, offset, load);
+            }
             let Some([next, length, high, low]) = load(offset) else {
                 return Self::opaque(ends, protocol);
             };
@@ -86,8 +86,8 @@ impl Packet {
             }
             offset += match protocol {
                 FRAGMENT => 8,
-                AUTHENTICATION => (length as u32 + 2) * unit,
-                _ => (length as u32 + 1) * unit,
+                AUTHENTICATION => (length as u32 + 2) * 4,
+                _ => (length as u32 + 1) * 8,
             };
             protocol = next;
             followed += 1;

@@ -31,7 +31,7 @@ const ETH_P_ARP: u32 = (0x0806_u16).to_be() as u32;
 #[inline(always)]
 pub fn skb(ctx: &SkBuffContext) -> i32 {
     let program = Program::Skb;
-    let Some(settings) = configured() else {
+    let Some(settings) = maps::settings() else {
         count(program, Outcome::NotConfigured);
         return ALLOW;
     };
@@ -68,12 +68,11 @@ pub fn skb(ctx: &SkBuffContext) -> i32 {
             ALLOW
         }
         Verdict::Drop(outcome) => {
-            count(program, outcome);
             let event = Event {
                 cgroup_id,
                 ..of(packet)
             };
-            event::denied_packet(program, outcome, event);
+            event::denied(program, outcome, event);
             REFUSE
         }
     }
@@ -83,12 +82,10 @@ pub fn skb(ctx: &SkBuffContext) -> i32 {
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> i32 {
     let program = Program::Tc;
-    let Some(settings) = configured() else {
+    let Some(settings) = maps::settings() else {
         count(program, Outcome::NotConfigured);
         return TC_ACT_UNSPEC;
     };
-    let interface = context::tc_interface(ctx);
-    let registry_only = is_registry_only(settings, || WorkloadKey::interface(interface));
     let packet = match context::tc_protocol(ctx) {
         ETH_P_IP => context::tc_packet4(ctx),
         ETH_P_IPV6 => context::tc_packet6(ctx),
@@ -104,6 +101,8 @@ pub fn tc(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let found = destination::find(packet.destination, packet.port, packet.protocol);
+    let interface = context::tc_interface(ctx);
+    let registry_only = is_registry_only(settings, || WorkloadKey::interface(interface));
     // The socket cannot be seen from here: what the failure policy lets go must pass.
     let approved = settings.failure_policy == FAILURE_POLICY_OPEN;
     match settings.admit(packet, found, approved) {
@@ -112,12 +111,11 @@ pub fn tc(ctx: &TcContext) -> i32 {
             TC_ACT_UNSPEC
         }
         Verdict::Drop(outcome) if registry_only => {
-            count(program, outcome);
             let event = Event {
                 interface,
                 ..of(packet)
             };
-            event::denied_packet(program, outcome, event);
+            event::denied(program, outcome, event);
             TC_ACT_SHOT
         }
         Verdict::Drop(_) => {
@@ -129,14 +127,6 @@ pub fn tc(ctx: &TcContext) -> i32 {
             TC_ACT_UNSPEC
         }
     }
-}
-
-/// The settings, once the agent has written them.
-#[inline(always)]
-pub fn configured() -> Option<&'static Settings> {
-    maps::SETTINGS
-        .get(0)
-        .filter(|settings| settings.is_configured())
 }
 
 /// Whether unregistered destinations are refused for the workload of a key.

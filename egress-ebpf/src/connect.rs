@@ -49,10 +49,7 @@ fn run(
     program: Program,
     destination: impl FnOnce(u8) -> (Address, Port, Destination),
 ) -> i32 {
-    let Some(settings) = maps::SETTINGS
-        .get(0)
-        .filter(|settings| settings.is_configured())
-    else {
+    let Some(settings) = maps::settings() else {
         return pass(program, Outcome::NotConfigured);
     };
     let caller = context::caller(ctx);
@@ -168,7 +165,7 @@ fn deny(program: Program, outcome: Outcome, caller: Caller, to: (Address, Port, 
         protocol,
         ..Event::default()
     };
-    event::denied(program, outcome, caller, to);
+    event::denied_call(program, outcome, caller, to);
     REFUSE
 }
 

@@ -14,20 +14,20 @@ use crate::{counters::count, maps};
 
 /// Counts a denial made in a system call, and tells of it; `to` is the rest of the event.
 #[inline(always)]
-pub fn denied(program: Program, outcome: Outcome, caller: Caller, to: Event) {
-    count(program, outcome);
+pub fn denied_call(program: Program, outcome: Outcome, caller: Caller, to: Event) {
     let event = Event {
         cgroup_id: caller.cgroup_id,
         netns_cookie: caller.netns_cookie,
         pid: pid(),
         ..to
     };
-    denied_packet(program, outcome, event);
+    denied(program, outcome, event);
 }
 
-/// Tells of a denial that has been counted and has no task.
+/// Counts a denial, and tells of it.
 #[inline(always)]
-pub fn denied_packet(program: Program, outcome: Outcome, event: Event) {
+pub fn denied(program: Program, outcome: Outcome, event: Event) {
+    count(program, outcome);
     submit(
         program,
         Event {

@@ -91,19 +91,24 @@ pub static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
 #[btf_map]
 pub static AGENT_IDENTITY: Array<AgentIdentity, 1> = Array::new();
 
+/// The settings, once the agent has written them.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0).filter(|settings| settings.is_configured())
+}
+
 /// What `WORKLOADS` says of a key.
 #[inline(always)]
 pub fn workload(key: WorkloadKey) -> WorkloadEntry {
-    // SAFETY: values of eight octets; a concurrent update of the agent changes one field at a time.
-    match unsafe { WORKLOADS.get(key) } {
-        Some(entry) => *entry,
-        None => WorkloadEntry::UNKNOWN,
-    }
+    known_workload(key).0
 }
 
-/// Whether `WORKLOADS` has a key.
+/// The same, and whether the key is there.
 #[inline(always)]
-pub fn is_known(key: WorkloadKey) -> bool {
-    // SAFETY: only its presence is asked for.
-    unsafe { WORKLOADS.get(key) }.is_some()
+pub fn known_workload(key: WorkloadKey) -> (WorkloadEntry, bool) {
+    // SAFETY: values of eight octets; a concurrent update of the agent changes one field at a time.
+    match unsafe { WORKLOADS.get(key) } {
+        Some(entry) => (*entry, true),
+        None => (WorkloadEntry::UNKNOWN, false),
+    }
 }

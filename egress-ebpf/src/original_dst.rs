@@ -5,7 +5,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::BPF_SOCK_OPS_TCP_CONNECT_CB,
+    bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
@@ -56,21 +56,25 @@ pub fn recorded(ctx: &SockAddrContext) -> Option<&SocketRecord> {
     unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
 }
 
-/// Whether the packet's socket was let go by the failure policy.
+/// The record of a context's socket, which may be null; it lives while the program runs.
 #[inline(always)]
-pub fn is_approved(ctx: &SkBuffContext) -> bool {
-    let socket = context::skb_socket(ctx);
+fn record_of<'a>(socket: *mut bpf_sock) -> Option<&'a SocketRecord> {
     if socket.is_null() {
-        return false;
+        return None;
     }
-    // SAFETY: storage of a full socket, alive while the program runs; not created when absent.
-    let record = unsafe {
+    // SAFETY: storage of a full socket of the program's context; not created when absent.
+    unsafe {
         let map = (&raw const SOCKETS).cast_mut().cast();
         bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0)
             .cast::<SocketRecord>()
             .as_ref()
-    };
-    record.is_some_and(|record| record.is_approved())
+    }
+}
+
+/// Whether the packet's socket was let go by the failure policy.
+#[inline(always)]
+pub fn is_approved(ctx: &SkBuffContext) -> bool {
+    record_of(context::skb_socket(ctx)).is_some_and(SocketRecord::is_approved)
 }
 
 /// `egress_sockops`: at TCP_CONNECT_CB (Linux 4.13) the source port is known and the SYN has not
@@ -85,18 +89,7 @@ pub fn sockops(ctx: &SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn publish(ctx: &SockOpsContext) -> Outcome {
-    let socket = context::sockops_socket(ctx);
-    if socket.is_null() {
-        return Outcome::NotRedirected;
-    }
-    // SAFETY: storage of the context's own socket, not created when absent.
-    let record = unsafe {
-        let map = (&raw const SOCKETS).cast_mut().cast();
-        bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0)
-            .cast::<SocketRecord>()
-            .as_ref()
-    };
-    let Some(record) = record else {
+    let Some(record) = record_of(context::sockops_socket(ctx)) else {
         return Outcome::NotRedirected;
     };
     let redirect = context::sockops_remote(ctx);

@@ -19,10 +19,7 @@ const PROGRAM: Program = Program::SockCreate;
 /// `egress_sock_create`; the kernel calls it for IPv4 and IPv6 sockets of user space.
 #[inline(always)]
 pub fn sock_create(ctx: &SockContext) -> i32 {
-    let Some(settings) = maps::SETTINGS
-        .get(0)
-        .filter(|settings| settings.is_configured())
-    else {
+    let Some(settings) = maps::settings() else {
         return pass(Outcome::NotConfigured);
     };
     let caller = context::socket_caller(ctx);
@@ -32,8 +29,9 @@ pub fn sock_create(ctx: &SockContext) -> i32 {
     let mut workload = WorkloadEntry::UNKNOWN;
     if settings.depends_on_workload(caller) {
         let key = settings.workload_key(caller);
-        workload = maps::workload(key);
-        if !maps::is_known(key) {
+        let known;
+        (workload, known) = maps::known_workload(key);
+        if !known {
             event::sighted(PROGRAM, key, caller);
         }
     }
@@ -58,7 +56,7 @@ pub fn sock_create(ctx: &SockContext) -> i32 {
     } else {
         Outcome::RawSocketDenied
     };
-    event::denied(PROGRAM, refused, caller, to);
+    event::denied_call(PROGRAM, refused, caller, to);
     REFUSE
 }
 

@@ -20,7 +20,7 @@ const ALLOW: i32 = 1;
 /// `egress_skb_ingress`: notes who sends datagrams from outside, while it matters.
 #[inline(always)]
 pub fn skb_ingress(ctx: &SkBuffContext) -> i32 {
-    let Some(settings) = backstop::configured() else {
+    let Some(settings) = maps::settings() else {
         return ALLOW;
     };
     let key = || WorkloadKey::cgroup(context::skb_cgroup_id(ctx));
