@@ -22,6 +22,7 @@ pub mod control;
 pub mod explain;
 pub mod kernel;
 pub mod latest;
+pub mod listen;
 pub mod proxy;
 pub mod routing;
 pub mod settings;

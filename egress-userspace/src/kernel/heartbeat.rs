@@ -11,9 +11,8 @@ use std::{
 };
 
 use aya::maps::{Array, MapData};
-use nix::time::{ClockId, clock_gettime};
 
-use super::error::KernelError;
+use super::{error::KernelError, syscall::monotonic_ns};
 
 /// Time between two beats.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -76,17 +75,15 @@ fn prefer() {
     }
 }
 
-/// Writes CLOCK_MONOTONIC, which is what bpf_ktime_get_ns reads.
+/// Writes the time by the clock of the kernel programs.
 fn beat(map: &mut Array<MapData, u64>) -> Result<(), KernelError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| KernelError::Call {
+    let now = monotonic_ns().map_err(|source| KernelError::Call {
         action: "read CLOCK_MONOTONIC",
-        source: errno.into(),
+        source,
     })?;
-    let nanoseconds = Duration::from(now).as_nanos() as u64;
-    map.set(0, nanoseconds, 0)
-        .map_err(|source| KernelError::Map {
-            action: "write",
-            map: egress_common::maps::HEARTBEAT,
-            source,
-        })
+    map.set(0, now, 0).map_err(|source| KernelError::Map {
+        action: "write",
+        map: egress_common::maps::HEARTBEAT,
+        source,
+    })
 }

@@ -12,17 +12,14 @@ use std::{
     thread,
 };
 
+use super::syscall;
+use crate::listen;
 use nix::{
     ifaddrs::getifaddrs,
     net::if_::InterfaceFlags,
     sched::{CloneFlags, setns},
 };
-use socket2::{Domain, Protocol, Socket, Type};
 
-use super::syscall;
-
-/// Pending connections of a listener; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 /// Ports tried inside a pod that has taken the usual one.
 const OTHER_PORTS: usize = 16;
 
@@ -203,7 +200,7 @@ pub fn open(port: u16, workers: usize) -> io::Result<Opened> {
     };
     let candidates = std::iter::once(port).chain(std::iter::repeat_n(0, OTHER_PORTS));
     for candidate in candidates {
-        match listen(candidate, workers) {
+        match on_both(candidate, workers) {
             Ok((port, listeners4, listeners6)) => {
                 opened.port = port;
                 opened.listens4 = true;
@@ -222,7 +219,7 @@ pub fn open(port: u16, workers: usize) -> io::Result<Opened> {
 type Listening = (u16, Vec<TcpListener>, Option<Vec<TcpListener>>);
 
 /// One port for both families; `AddrInUse` when either has it taken.
-fn listen(port: u16, workers: usize) -> io::Result<Listening> {
+fn on_both(port: u16, workers: usize) -> io::Result<Listening> {
     let v4 = listeners(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), workers)?;
     let port = match v4.first() {
         Some(listener) => listener.local_addr()?.port(),
@@ -237,31 +234,8 @@ fn listen(port: u16, workers: usize) -> io::Result<Listening> {
 }
 
 fn listeners(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-    // SO_REUSEPORT would share the port with a process of the pod without a word.
-    let probe = socket(address)?;
-    probe.bind(&address.into())?;
-    let address = probe.local_addr()?.as_socket().unwrap_or(address);
-    drop(probe);
-    (0..workers)
-        .map(|_| {
-            let socket = socket(address)?;
-            socket.set_reuse_port(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(socket.into())
-        })
-        .collect()
-}
-
-fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    Ok(socket)
+    let address = listen::probe(address)?;
+    (0..workers).map(|_| listen::listen(address)).collect()
 }
 
 fn join(v4: Vec<TcpListener>, v6: Vec<TcpListener>) -> Vec<Vec<TcpListener>> {

@@ -15,8 +15,6 @@ use egress_common::{
     original_dst::{OriginalDst, OriginalDstKey},
 };
 
-use nix::time::{ClockId, clock_gettime};
-
 use super::{cgroups::WorkloadFinder, error::KernelError, pods::Pods, syscall};
 use crate::workload::Workload;
 
@@ -105,7 +103,10 @@ impl OriginalDestinations {
             map: ORIGINAL_DST,
             source,
         };
-        let now = monotonic_ns()?;
+        let now = syscall::monotonic_ns().map_err(|source| KernelError::Call {
+            action: "read CLOCK_MONOTONIC",
+            source,
+        })?;
         let copy = MapData::from_fd(clone_fd(&self.shared.map)?).map_err(failed)?;
         let mut map: HashMap<_, OriginalDstKey, OriginalDst> =
             Map::LruHashMap(copy).try_into().map_err(failed)?;
@@ -151,15 +152,6 @@ impl OriginalDestinations {
             address,
         }
     }
-}
-
-/// CLOCK_MONOTONIC, the clock of the kernel programs.
-fn monotonic_ns() -> Result<u64, KernelError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| KernelError::Call {
-        action: "read CLOCK_MONOTONIC",
-        source: errno.into(),
-    })?;
-    Ok(Duration::from(now).as_nanos() as u64)
 }
 
 fn clone_fd(map: &MapData) -> Result<OwnedFd, KernelError> {

@@ -13,7 +13,10 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    time::Duration,
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -217,6 +220,12 @@ pub fn take_element<K: aya::Pod, V: aya::Pod + Default>(
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, which is what bpf_ktime_get_ns reads.
+pub fn monotonic_ns() -> io::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(Duration::from(now).as_nanos() as u64)
 }
 
 /// `SO_COOKIE` (Linux 4.12): unique among all sockets since boot.

@@ -12,7 +12,6 @@ use std::{
 };
 
 use nix::libc;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
@@ -30,11 +29,9 @@ use crate::{
     config::snapshot::Snapshot,
     kernel::original_dst::Capture,
     latest::Latest,
+    listen,
     upstream::resolve::{AddressBook, OnDemand},
 };
-
-/// Pending connections of a listener; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 
 /// Wait after running out of file descriptors; accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -255,43 +252,12 @@ fn wanted(listen: &Listen, snapshot: &Snapshot) -> Vec<(SocketAddr, u16)> {
     }
 }
 
-/// Fails when somebody else listens: SO_REUSEPORT would share the port with another process of the
-/// same user without a word.
-fn probe(address: SocketAddr) -> Result<(), ProxyError> {
-    let socket = || -> io::Result<()> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())
-    };
-    socket().map_err(|source| ProxyError::Bind { address, source })
+fn probe(address: SocketAddr) -> Result<SocketAddr, ProxyError> {
+    listen::probe(address).map_err(|source| ProxyError::Bind { address, source })
 }
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ProxyError> {
-    let bound = || -> io::Result<std::net::TcpListener> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        if address.is_ipv6() {
-            // `0.0.0.0` and `::` are bound side by side.
-            socket.set_only_v6(true)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    bound().map_err(|source| ProxyError::Bind { address, source })
+    listen::listen(address).map_err(|source| ProxyError::Bind { address, source })
 }
 
 /// What a worker thread follows while it runs.
