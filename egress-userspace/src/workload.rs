@@ -18,3 +18,14 @@ pub struct Workload {
     /// Service account name, without namespace.
     pub service_account: String,
 }
+
+impl Workload {
+    /// `NAMESPACE/NAME`, or the name alone without a namespace; `None` when both are unknown.
+    pub fn qualified_name(&self) -> Option<String> {
+        match (self.namespace.as_str(), self.name.as_str()) {
+            ("", "") => None,
+            ("", name) => Some(name.to_owned()),
+            (namespace, name) => Some(format!("{namespace}/{name}")),
+        }
+    }
+}

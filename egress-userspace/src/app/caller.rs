@@ -121,11 +121,8 @@ fn choose(wanted: &str, known: Vec<Known>) -> anyhow::Result<Workload> {
 }
 
 fn shown(workload: &Workload) -> String {
-    match (workload.namespace.as_str(), workload.name.as_str()) {
-        ("", "") => "(a pod without a name)".to_owned(),
-        ("", name) => name.to_owned(),
-        (namespace, name) => format!("{namespace}/{name}"),
-    }
+    let name = workload.qualified_name();
+    name.unwrap_or_else(|| "(a pod without a name)".to_owned())
 }
 
 #[cfg(test)]

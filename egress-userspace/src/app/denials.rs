@@ -132,7 +132,9 @@ impl Denials {
         };
         let host = host_of(destination.ip(), around);
         let denial = Denial {
-            workload: workload.map_or_else(|| "-".to_owned(), shown),
+            workload: workload
+                .and_then(Workload::qualified_name)
+                .unwrap_or_else(|| "-".to_owned()),
             cgroup: who.place.clone(),
             pid: event.pid,
             host: host.clone(),
@@ -355,13 +357,6 @@ fn known(text: Option<&str>) -> String {
     match text {
         Some(text) if !text.is_empty() => text.to_owned(),
         _ => "unknown".to_owned(),
-    }
-}
-
-fn shown(workload: &Workload) -> String {
-    match workload.namespace.as_str() {
-        "" => workload.name.clone(),
-        namespace => format!("{namespace}/{}", workload.name),
     }
 }
 

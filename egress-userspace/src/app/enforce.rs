@@ -95,16 +95,22 @@ impl Problem {
 }
 
 impl Enforcement {
-    /// Over running capture and proxy threads; nothing is in force yet.
-    pub fn new(capture: Capture, allowances: Allowances, inside: Inside) -> Self {
+    /// Over running capture and proxy threads; nothing is in force yet. What goes wrong and the
+    /// policy in force are shown where the last two say.
+    pub fn new(
+        capture: Capture,
+        allowances: Allowances,
+        inside: Inside,
+        (problem, policy): (Problem, Arc<Mutex<OutboundPolicy>>),
+    ) -> Self {
         let pods = capture.pods();
         Self {
             capture,
             allowances,
-            problem: Problem::default(),
+            problem,
             inside,
             pods,
-            policy: Arc::default(),
+            policy,
             seen: Arc::default(),
             plan: Arc::default(),
             severed: BTreeSet::new(),

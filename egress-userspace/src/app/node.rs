@@ -76,13 +76,22 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let foundation = Foundation::start(&args.proxy, Role::Mesh).await?;
     foundation.first_answers().await;
-    report(&features());
+    let features = features();
+    report(&features);
     let capture = Capture::start(settings).context("starting the capture")?;
-    match start_over(args, settings, &foundation, &capture, set_filter).await {
+    match start_over(
+        args,
+        settings,
+        &foundation,
+        (&capture, features),
+        set_filter,
+    )
+    .await
+    {
         Ok((proxy, admin, mut parts)) => {
-            let mut enforcement = Enforcement::new(capture, allowances(args), proxy.inside());
-            enforcement.problem = parts.problem.clone();
-            enforcement.policy = parts.policy.clone();
+            let shown = (parts.problem.clone(), parts.policy.clone());
+            let mut enforcement =
+                Enforcement::new(capture, allowances(args), proxy.inside(), shown);
             let events = enforcement.capture.take_events();
             parts.discovery.look(false, drop);
             if let Err(error) = enforce_first(&foundation, &mut enforcement, &parts.discovery) {
@@ -123,6 +132,7 @@ fn report(features: &[Feature]) {
 
 /// What the start makes and the run uses.
 struct Parts {
+    features: Vec<Feature>,
     discovery: Discovery,
     denials: Denials,
     problem: Problem,
@@ -135,7 +145,7 @@ async fn start_over(
     args: &NodeArgs,
     settings: &CaptureSettings,
     foundation: &Foundation,
-    capture: &Capture,
+    (capture, features): (&Capture, Vec<Feature>),
     set_filter: SetFilter,
 ) -> anyhow::Result<(Proxy, Admin, Parts)> {
     let proxy = start_proxy(args, settings, foundation, capture)?;
@@ -147,6 +157,7 @@ async fn start_over(
     )
     .context("looking for pods")?;
     let parts = Parts {
+        features,
         discovery,
         denials: Denials::default(),
         problem: Problem::default(),
@@ -306,8 +317,9 @@ async fn admin(
     let (pods, checks_frames) = (capture.pods(), capture.checks_frames());
     let (named, known) = (settings.workloads.clone(), capture.pods());
     let cgroups = settings.cgroups.clone();
-    let features: Vec<_> = features()
-        .into_iter()
+    let features: Vec<_> = parts
+        .features
+        .iter()
         .map(|feature| (feature.name, feature.present, feature.without))
         .collect();
     let failed = Mutex::new(false);

@@ -437,7 +437,8 @@ async fn dumps_show_what_is_in_effect_and_where_it_is_written() {
 async fn open_connections_are_shown_whole_until_they_close() {
     let running = start().await;
     let remote = SocketAddr::from(([10, 88, 1, 2], 40000));
-    let mut peer = Peer::new(remote, SocketAddr::from(([203, 0, 113, 10], 80)), 15001);
+    let local = SocketAddr::from(([203, 0, 113, 10], 80));
+    let mut peer = Peer::new(remote, local, 15001, CancellationToken::new());
     peer.start = SystemTime::UNIX_EPOCH;
     peer.original = Some(peer.local);
     peer.workload = Some(Arc::new(Workload {

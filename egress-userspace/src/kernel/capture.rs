@@ -33,7 +33,6 @@ use super::{
     destinations::Destinations,
     error::KernelError,
     events::Events,
-    features::can_check_frames,
     heartbeat::Heartbeat,
     loader,
     original_dst::OriginalDestinations,
@@ -188,9 +187,7 @@ impl Capture {
         let events = Events::new(loader::take_map(&mut ebpf, EVENTS)?);
         attach::attach(&ebpf, directory, cgroups)?;
         tracing::info!(own_cgroup_id, own_netns_cookie, "programs attached");
-        let cable_program = can_check_frames()
-            .then(|| keep_cable_program(&ebpf))
-            .transpose()?;
+        let cable_program = keep_cable_program(&ebpf)?;
         let finder = Arc::new(WorkloadFinder::new(tree, settings.workloads.clone()));
         let pods = Pods::default();
         let originals =
@@ -396,11 +393,13 @@ impl fmt::Debug for Held {
     }
 }
 
-/// A handle to the program for cables that outlives the object.
-fn keep_cable_program(ebpf: &Ebpf) -> Result<OwnedFd, KernelError> {
-    loader::program_fd(ebpf, loader::TC_PROGRAM.name)?
-        .as_fd()
-        .try_clone_to_owned()
+/// A handle to the program for cables that outlives the object; `None` when the loader left it out.
+fn keep_cable_program(ebpf: &Ebpf) -> Result<Option<OwnedFd>, KernelError> {
+    let program = ebpf.program(loader::TC_PROGRAM.name);
+    let loaded = program.and_then(|program| program.fd().ok());
+    loaded
+        .map(|program| program.as_fd().try_clone_to_owned())
+        .transpose()
         .map_err(|source| KernelError::Call {
             action: "keep the program for cables",
             source,

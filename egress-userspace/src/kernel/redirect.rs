@@ -77,35 +77,33 @@ impl DestinationPlan {
     /// number of CIDRs.
     pub fn find(&self, address: IpAddr, port: u16, protocol: u8) -> Option<Destination> {
         let port = Port::new(port);
-        let any = (Port::new(ANY_PORT), ANY_PROTOCOL);
-        match address.to_canonical() {
+        let address = address.to_canonical();
+        // The networks of one port and protocol; the longest that holds the address.
+        let cidr = |port: Port, protocol: u8| match address {
+            IpAddr::V4(_) => longest(&self.cidrs4, address, |key: &CidrKey4| {
+                let speaks = (key.port, key.protocol) == (port, protocol);
+                speaks.then(|| IpAddr::V4(key.address.into()))
+            }),
+            IpAddr::V6(_) => longest(&self.cidrs6, address, |key: &CidrKey6| {
+                let speaks = (key.port, key.protocol) == (port, protocol);
+                speaks.then(|| IpAddr::V6(key.address.into()))
+            }),
+        };
+        let exact = match address {
             IpAddr::V4(v4) => {
                 let key = DestinationKey4::new(v4.into(), port, protocol);
-                let cidr = |(port, protocol): (Port, u8)| {
-                    let entries = self.cidrs4.iter().filter(|(entry, _)| {
-                        (entry.key.port, entry.key.protocol) == (port, protocol)
-                            && holds(entry.key.address.octets, entry.address_bits, v4.octets())
-                    });
-                    longest(entries.map(|(_, destination)| *destination))
-                };
-                let exact = self.addresses4.get(&key).copied();
-                let found = exact.unwrap_or_else(|| strongest(cidr((port, protocol)), cidr(any)));
-                (found != Destination::UNKNOWN).then_some(found)
+                self.addresses4.get(&key)
             }
             IpAddr::V6(v6) => {
                 let key = DestinationKey6::new(v6.into(), port, protocol);
-                let cidr = |(port, protocol): (Port, u8)| {
-                    let entries = self.cidrs6.iter().filter(|(entry, _)| {
-                        (entry.key.port, entry.key.protocol) == (port, protocol)
-                            && holds(entry.key.address.octets, entry.address_bits, v6.octets())
-                    });
-                    longest(entries.map(|(_, destination)| *destination))
-                };
-                let exact = self.addresses6.get(&key).copied();
-                let found = exact.unwrap_or_else(|| strongest(cidr((port, protocol)), cidr(any)));
-                (found != Destination::UNKNOWN).then_some(found)
+                self.addresses6.get(&key)
             }
-        }
+        };
+        let found = exact.copied().unwrap_or_else(|| {
+            let any = cidr(Port::new(ANY_PORT), ANY_PROTOCOL);
+            strongest(cidr(port, protocol), any)
+        });
+        (found != Destination::UNKNOWN).then_some(found)
     }
 
     /// Number of map entries.
@@ -165,16 +163,21 @@ fn put<K: Ord>(entries: &mut BTreeMap<K, Destination>, key: K, new: Destination)
     }
 }
 
-/// Whether a network of that many bits holds an address of the same family.
-fn holds<const N: usize>(network: [u8; N], bits: u8, address: [u8; N]) -> bool {
-    let (whole, rest) = (usize::from(bits / 8), bits % 8);
-    let mask = !(0xff_u8.checked_shr(u32::from(rest)).unwrap_or(0));
-    network[..whole] == address[..whole]
-        && (rest == 0 || (network[whole] ^ address[whole]) & mask == 0)
-}
-
-fn longest(found: impl Iterator<Item = Destination>) -> Destination {
-    found
+/// The entry of the longest network that holds the address, among those for which `network` gives
+/// the network's address.
+fn longest<K>(
+    entries: &BTreeMap<CidrEntry<K>, Destination>,
+    address: IpAddr,
+    network: impl Fn(&K) -> Option<IpAddr>,
+) -> Destination {
+    let holds = |entry: &CidrEntry<K>| {
+        network(&entry.key)
+            .is_some_and(|network| host_network(network, entry.address_bits).contains(&address))
+    };
+    entries
+        .iter()
+        .filter(|(entry, _)| holds(entry))
+        .map(|(_, destination)| *destination)
         .max_by_key(|destination| destination.address_bits)
         .unwrap_or(Destination::UNKNOWN)
 }
@@ -568,8 +571,10 @@ mod tests {
             ([1, 2, 3, 4], 32, [1, 2, 3, 4], true),
             ([1, 2, 3, 4], 32, [1, 2, 3, 5], false),
         ] {
+            let mut plan = DestinationPlan::default();
+            plan.redirect(host_network(network.into(), bits), 80);
             assert_eq!(
-                holds(network, bits, address),
+                plan.find(address.into(), 80, TCP).is_some(),
                 expected,
                 "{network:?}/{bits} {address:?}"
             );

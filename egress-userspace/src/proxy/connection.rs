@@ -139,7 +139,12 @@ pub struct Peer {
 
 impl Peer {
     /// A connection accepted now of which nothing but its addresses is known.
-    pub fn new(remote: SocketAddr, local: SocketAddr, entrance: u16) -> Self {
+    pub fn new(
+        remote: SocketAddr,
+        local: SocketAddr,
+        entrance: u16,
+        cut: CancellationToken,
+    ) -> Self {
         Self {
             remote,
             local,
@@ -151,7 +156,7 @@ impl Peer {
             start: SystemTime::now(),
             started: Instant::now(),
             live: Live::default(),
-            cut: CancellationToken::new(),
+            cut,
             preface: OnceLock::new(),
         }
     }
@@ -165,8 +170,7 @@ impl Peer {
             port: self.port,
             start: self.start,
             started: self.started,
-            cut: self.cut.clone(),
-            ..Self::new(caller.source, self.local, self.entrance)
+            ..Self::new(caller.source, self.local, self.entrance, self.cut.clone())
         }
     }
 
@@ -277,8 +281,7 @@ fn identify(
         original,
         port,
         workload,
-        cut,
-        ..Peer::new(unmapped(remote), local, entrance.server_port)
+        ..Peer::new(unmapped(remote), local, entrance.server_port, cut)
     })
 }
 

@@ -489,18 +489,26 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn requests_go_to_the_less_busy_endpoint() {
-        let endpoint = |n: u8| Endpoint::Ip(SocketAddr::from(([192, 0, 2, n], 80)));
-        let mut target = Target {
-            addresses: vec![endpoint(1), endpoint(2)],
+    fn endpoint(n: u8) -> Endpoint {
+        Endpoint::Ip(SocketAddr::from(([192, 0, 2, n], 80)))
+    }
+
+    /// Endpoints 1 to `count`, without weights.
+    fn target(count: u8) -> Target<'static> {
+        Target {
+            addresses: (1..=count).map(endpoint).collect(),
             weights: Vec::new(),
             connect_timeout: Duration::from_secs(1),
             retries: None,
             http: UpstreamHttp::Http1,
             forward_proxy: false,
             preface: None,
-        };
+        }
+    }
+
+    #[test]
+    fn requests_go_to_the_less_busy_endpoint() {
+        let mut target = target(2);
         let pool = HttpPool::default();
         let mut held = Vec::new();
         let mut share = HashMap::new();
@@ -523,16 +531,7 @@ mod tests {
 
     #[test]
     fn retries_meet_every_endpoint_before_one_again() {
-        let endpoints = (1..=3).map(|n| SocketAddr::from(([192, 0, 2, n], 80)).into());
-        let target = Target {
-            addresses: endpoints.collect(),
-            weights: Vec::new(),
-            connect_timeout: Duration::from_secs(1),
-            retries: None,
-            http: UpstreamHttp::Http1,
-            forward_proxy: false,
-            preface: None,
-        };
+        let target = target(3);
         let pool = HttpPool::default();
         let mut choice = Choice::new(&target, &pool);
         let tried: std::collections::HashSet<_> = (0..3).map(|_| choice.next().clone()).collect();

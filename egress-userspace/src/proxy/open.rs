@@ -19,7 +19,7 @@ use std::{
 use serde::Serialize;
 
 use super::connection::Peer;
-use crate::{routing::decision::Action, upstream::endpoint::Endpoint};
+use crate::{routing::decision::Action, upstream::endpoint::Endpoint, workload::Workload};
 
 /// Bytes of a host that are kept: a DNS name, a port and some more.
 const MAX_HOST: usize = 300;
@@ -336,10 +336,7 @@ impl OpenConnection {
         };
         let speaks = usize::from(live.speaks.load(Ordering::Relaxed));
         Self {
-            workload: workload.and_then(|of| match (of.namespace.as_str(), of.name.as_str()) {
-                ("", name) => known(name),
-                (namespace, name) => Some(format!("{namespace}/{name}")),
-            }),
+            workload: workload.and_then(Workload::qualified_name),
             source_namespace: workload.and_then(|of| known(&of.namespace)),
             source_workload: workload.and_then(|of| known(&of.name)),
             source_service_account: workload.and_then(|of| known(&of.service_account)),
@@ -378,14 +375,16 @@ fn rfc3339(time: SystemTime) -> String {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
-    use crate::workload::Workload;
 
     fn peer(port: u16) -> Peer {
         Peer::new(
             SocketAddr::from(([10, 88, 1, 2], port)),
             SocketAddr::from(([203, 0, 113, 10], 80)),
             15001,
+            CancellationToken::new(),
         )
     }
 
