@@ -138,7 +138,7 @@ pub struct NodeArgs {
     /// header: the destination host that routes name, e.g.
     /// istio-egressgateway.istio-system.svc.cluster.local. The gateway must have been started with
     /// --trust-proxy and an address of this node. Repeatable
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub proxy_protocol_to: Vec<String>,
 }
 
